@@ -1,0 +1,20 @@
+"""bpgpu: multilayer perceptrons trained by backpropagation, with the same bits on CPU and GPU.
+
+net = bpgpu.MLP([784, 1024, 1024, 10], activation="relu", loss="cross_entropy", backend="cpu")
+net.fit(X, y, epochs=10, optimizer=bpgpu.SGD(0.05, momentum=0.9), validation_data=(X_val, y_val))
+net.predict(X_new)
+"""
+
+from .backend import ACTIVATIONS, LOSSES, Backend, BackendUnavailable, backends, get_backend
+from .data import Data, load_data, mnist10k
+from .files import load
+from .mlp import MLP, Backward, Passes
+from .optim import SGD
+from .training import Diverged, History, Progress
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ACTIVATIONS", "LOSSES", "MLP", "SGD", "Backend", "BackendUnavailable", "Backward", "Data", "Diverged", "History",
+    "Passes", "Progress", "backends", "get_backend", "load", "load_data", "mnist10k",
+]  # fmt: skip

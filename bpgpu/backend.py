@@ -1,0 +1,343 @@
+"""The seam: what a network asks of a device, and how a device is found by name.
+
+`Backend` is about ten operations on arrays.  Each is checked here, once for all devices (shapes, dtypes, layout), and then
+handed to the device's own method of the same name with an underscore.  cpu.py and cuda.py launch the kernels, reference.py
+is plain NumPy; networks and training know only this file.
+
+A `with backend.capture() as program:` block records operations instead of running them; `program.run(first, steps)` then
+runs the whole list for step = first, first + 1, ...: one call for many training steps.
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from .checks import nearest
+
+Array = Any  # a NumPy array on "cpu" and "numpy", a CuPy array on "cuda"
+
+ACTIVATIONS = (
+    "identity", "sigmoid", "tanh", "scaled_tanh", "relu", "leaky_relu", "elu", "selu", "gelu", "silu", "softplus",
+)  # fmt: skip
+LOSSES = ("cross_entropy", "binary_cross_entropy", "squared_error", "absolute_error", "huber")
+RULES = ("sgd", "momentum", "nesterov")
+DTYPES = ("float32", "float64")
+SAVES_Z = frozenset({"gelu", "silu"})  # activations whose f'(z) is no function of a
+
+
+class BackendUnavailable(RuntimeError):
+    """The backend asked for cannot run here; the message says why and what mends it."""
+
+
+class Program(ABC):
+    """A recorded list of operations."""
+
+    limit = sys.maxsize  # steps for which there is an order to gather by and a place for the totals
+
+    def run(self, first_step: int = 0, steps: int = 1) -> None:
+        """Run the whole list for step = first_step, ..., first_step + steps - 1."""
+        if not 0 <= first_step <= first_step + steps <= self.limit:
+            raise ValueError(f"steps {first_step}..{first_step + steps - 1} of a program that has {self.limit}")
+        self._run(first_step, steps)
+
+    @abstractmethod
+    def _run(self, first_step: int, steps: int) -> None: ...
+
+
+class Backend(ABC):
+    """The operations of training on one device.
+
+    Index letters: n example, i input unit, o output unit.  Arrays are C-contiguous, of one dtype (float32 or float64), and
+    on the device.  Outputs may be given; otherwise they are allocated.  Wrong shapes, dtypes, layouts and names raise
+    ValueError or TypeError before anything is done.
+    """
+
+    name: str
+
+    def __init__(self) -> None:
+        self.recorder: Program | None = None
+
+    @contextmanager
+    def capture(self) -> Iterator[Program]:
+        """Record the operations of a with block in a Program instead of running them."""
+        if self.recorder is not None:
+            raise RuntimeError("a capture is under way already; captures do not nest")
+        self.recorder = self._new_program()
+        try:
+            yield self.recorder
+        finally:
+            self.recorder = None
+
+    def _limit(self, steps: int) -> None:
+        if self.recorder is not None:
+            self.recorder.limit = min(self.recorder.limit, steps)
+
+    # -- arrays ----------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """A new array on the device, its content undefined."""
+
+    @abstractmethod
+    def asarray(self, array: Any) -> Array:
+        """The array on the device, C-contiguous; no copy where it is that already."""
+
+    @abstractmethod
+    def copy(self, array: Array) -> Array:
+        """A new array on the device with the same content."""
+
+    @abstractmethod
+    def write(self, target: Array, source: Any) -> None:
+        """Copy a host or device array into an array on the device."""
+
+    @abstractmethod
+    def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
+        """The array on the host; no copy where it is there already."""
+
+    # -- operations --------------------------------------------------------------------------------------------------------
+
+    def dense_forward(
+        self, X: Array, W: Array, b: Array, activation: str = "identity", *, A: Array = None, Z: Array = None
+    ) -> Array:
+        """The forward pass of one layer:  Z = X W + b,  A = f(Z).
+
+        X (n, i), W (i, o), b (o) give A (n, o), and Z (n, o) if an array for it is given.
+        """
+        s = sizes("X n i, W i o, b o, A n o, Z n o", X, W, b, A, Z)
+        nearest(activation, ACTIVATIONS, "activation")
+        A = self.empty((s["n"], s["o"]), X.dtype) if A is None else A
+        self._dense_forward(X, W, b, activation, A, Z)
+        return A
+
+    def activate(self, Z: Array, activation: str, *, A: Array = None) -> Array:
+        """A = f(Z) for any activation, or "softmax" over each row: Z (n, o) gives A (n, o)."""
+        sizes("Z n o, A n o", Z, A)
+        nearest(activation, (*ACTIVATIONS, "softmax"), "activation")
+        A = self.empty(Z.shape, Z.dtype) if A is None else A
+        self._activate(Z, activation, A)
+        return A
+
+    def output_delta(
+        self,
+        Z: Array,
+        y: Array,
+        loss: str = "cross_entropy",
+        activation: str = "softmax",
+        *,
+        scale: Array = None,
+        dZ: Array = None,
+        losses: Array = None,
+    ) -> tuple[Array, Array]:
+        """The output layer:  dZ = scale dC/dz  and  losses = scale C,  for each example.
+
+        Z (n, o); y (n, o) targets, or for cross_entropy also (n,) int64 labels; scale (n) or (1), by default 1/n, the mean.
+        Gives dZ (n, o) and losses (n).  cross_entropy goes with softmax, binary_cross_entropy with sigmoid.
+        """
+        labels = y.ndim == 1
+        s = sizes("Z n o, dZ n o, losses n", Z, dZ, losses)
+        nearest(loss, LOSSES, "loss")
+        check_pair(loss, activation)
+        if labels:
+            if loss != "cross_entropy":
+                raise ValueError(f"labels go with the loss cross_entropy; {loss} takes targets y of shape (n, o)")
+            if y.shape != (s["n"],) or y.dtype != np.int64:
+                raise ValueError(f"labels y have shape {y.shape} and dtype {y.dtype}; expected ({s['n']},) and int64")
+        else:
+            sizes("Z n o, y n o", Z, y)
+        if scale is None:
+            scale = self.asarray(np.full(1, 1.0 / s["n"], Z.dtype))
+        elif scale.shape not in ((1,), (s["n"],)) or scale.dtype != Z.dtype:
+            raise ValueError(f"scale has shape {scale.shape} and dtype {scale.dtype}; expected (1,) or (n,) of {Z.dtype}")
+        dZ = self.empty(Z.shape, Z.dtype) if dZ is None else dZ
+        losses = self.empty((s["n"],), Z.dtype) if losses is None else losses
+        self._output_delta(Z, y, loss, activation, scale, dZ, losses)
+        return dZ, losses
+
+    def hidden_delta(self, dZ: Array, W: Array, saved: Array, activation: str = "identity", *, dZ_below: Array = None) -> Array:
+        """The backward pass of one layer:  dZ_below = (dZ W^T) * f'(Z_below).
+
+        dZ (n, o) and W (i, o) of a layer, `saved` (n, i) of the layer below, whose activation is named: its A, or its Z
+        where f' is no function of a (gelu, silu).  Gives dZ_below (n, i).
+        """
+        s = sizes("dZ n o, W i o, saved n i, dZ_below n i", dZ, W, saved, dZ_below)
+        nearest(activation, ACTIVATIONS, "activation")
+        dZ_below = self.empty((s["n"], s["i"]), dZ.dtype) if dZ_below is None else dZ_below
+        self._hidden_delta(dZ, W, saved, activation, dZ_below)
+        return dZ_below
+
+    def dense_gradient(self, X: Array, dZ: Array, *, dW: Array = None, db: Array = None) -> tuple[Array, Array]:
+        """The product of both passes:  dW = X^T dZ,  db = sum_n dZ.   X (n, i), dZ (n, o) give dW (i, o), db (o)."""
+        s = sizes("X n i, dZ n o, dW i o, db o", X, dZ, dW, db)
+        dW = self.empty((s["i"], s["o"]), X.dtype) if dW is None else dW
+        db = self.empty((s["o"],), X.dtype) if db is None else db
+        self._dense_gradient(X, dZ, dW, db)
+        return dW, db
+
+    def dense_update(
+        self,
+        X: Array,
+        dZ: Array,
+        W: Array,
+        b: Array,
+        rule: str,
+        hyper: Array,
+        states: tuple[Array, Array] | None = None,
+    ) -> None:
+        """dense_gradient and update in one: W and b move, no gradient is written.
+
+        hyper (2, 3): [lr, momentum, weight decay] for W, then for b; states: the velocities of W and b, unless rule is "sgd".
+        """
+        sizes("X n i, dZ n o, W i o, b o, hyper 2 3", X, dZ, W, b, hyper)
+        self._check_states(rule, (W, b), states)
+        self._dense_update(X, dZ, W, b, rule, hyper, states)
+
+    def update(self, parameter: Array, gradient: Array, rule: str, hyper: Array, state: Array = None) -> None:
+        """Gradient descent, in place:  w <- w - lr g  and its relatives, kernels/update.py.
+
+        parameter (p), gradient (p), hyper (3) = [lr, momentum, weight decay], state (p) the velocity, unless rule is "sgd".
+        """
+        sizes("parameter p, gradient p, hyper 3", parameter, gradient, hyper)
+        self._check_states(rule, (parameter,), None if state is None else (state,))
+        self._update(parameter, gradient, rule, hyper, state)
+
+    def gather(self, source: Array, order: Array, target: Array) -> None:
+        """A batch:  target[k] = source[order[step * len(target) + k]],  step counted by Program.run (0 outside of one).
+
+        source (N, ...) and target (n, ...) of one dtype; order int64, each in 0..N-1.
+        """
+        if source.shape[1:] != target.shape[1:] or source.dtype != target.dtype or order.dtype != np.int64:
+            raise ValueError(
+                f"gather takes source and target of one dtype and row shape and an int64 order; got "
+                f"{source.dtype} {source.shape}, {target.dtype} {target.shape}, {order.dtype}"
+            )
+        self._limit(len(order) // len(target))
+        self._gather(source, order, target)
+
+    def total(self, numbers: Array, target: Array) -> None:
+        """target[step] = sum of numbers (n), in the order of the numerics contract."""
+        sizes("numbers n, target steps", numbers, target)
+        self._limit(len(target))
+        self._total(numbers, target)
+
+    def _check_states(self, rule: str, parameters: tuple[Array, ...], states: tuple[Array, ...] | None) -> None:
+        nearest(rule, RULES, "rule")
+        if rule != "sgd" and (states is None or any(s.shape != p.shape for s, p in zip(states, parameters, strict=True))):
+            raise ValueError(f"the rule {rule} needs a velocity of the parameters' own shape")
+
+    # -- what a device implements: the same, checked and complete ----------------------------------------------------------
+
+    @abstractmethod
+    def _new_program(self) -> Program: ...
+    @abstractmethod
+    def _dense_forward(self, X: Array, W: Array, b: Array, activation: str, A: Array, Z: Array) -> None: ...
+    @abstractmethod
+    def _activate(self, Z: Array, activation: str, A: Array) -> None: ...
+    @abstractmethod
+    def _output_delta(self, Z: Array, y: Array, loss: str, activation: str, scale: Array, dZ: Array, losses: Array) -> None: ...
+    @abstractmethod
+    def _hidden_delta(self, dZ: Array, W: Array, saved: Array, activation: str, dZ_below: Array) -> None: ...
+    @abstractmethod
+    def _dense_gradient(self, X: Array, dZ: Array, dW: Array, db: Array) -> None: ...
+    @abstractmethod
+    def _dense_update(
+        self, X: Array, dZ: Array, W: Array, b: Array, rule: str, hyper: Array, states: tuple[Array, Array] | None
+    ) -> None: ...
+    @abstractmethod
+    def _update(self, parameter: Array, gradient: Array, rule: str, hyper: Array, state: Array) -> None: ...
+    @abstractmethod
+    def _gather(self, source: Array, order: Array, target: Array) -> None: ...
+    @abstractmethod
+    def _total(self, numbers: Array, target: Array) -> None: ...
+
+
+def check_pair(loss: str, activation: str) -> None:
+    """Which output activation goes with which loss."""
+    partner = {"cross_entropy": "softmax", "binary_cross_entropy": "sigmoid"}.get(loss)
+    if partner:
+        if activation != partner:
+            raise ValueError(f"the loss {loss} goes with the output activation {partner}, not {activation!r}")
+    elif activation == "softmax":
+        raise ValueError(f"the output activation softmax goes with the loss cross_entropy, not {loss!r}")
+    else:
+        nearest(activation, ACTIVATIONS, "output activation")
+
+
+def sizes(spec: str, *arrays: Array) -> dict[str, int]:
+    """The sizes named in a spec such as "X n i, W i o", checked over all arrays that are given (not None).
+
+    Also checks that they are C-contiguous and share one dtype, float32 or float64.
+    """
+    found: dict[str, int] = {}
+    dtype = None
+    for part, array in zip(spec.split(","), arrays, strict=True):
+        name, *letters = part.split()
+        if array is None:
+            continue
+        if not hasattr(array, "dtype") or not hasattr(array, "flags"):
+            raise TypeError(f"{name} is a {type(array).__name__}; expected an array of the backend")
+        if str(array.dtype) not in DTYPES or (dtype is not None and array.dtype != dtype):
+            raise TypeError(f"{name} has dtype {array.dtype}; expected {dtype or 'float32 or float64'}, one for all")
+        dtype = array.dtype
+        expected = [found.get(x, int(x) if x.isdigit() else None) for x in letters]
+        if array.ndim != len(letters) or any(e is not None and e != d for e, d in zip(expected, array.shape, strict=True)):
+            wanted = ", ".join(x if e is None else str(e) for x, e in zip(letters, expected, strict=True))
+            raise ValueError(f"{name} has shape {tuple(array.shape)}; expected ({wanted}) in {spec}")
+        if 0 in array.shape:
+            raise ValueError(f"{name} has shape {tuple(array.shape)}; expected at least one element")
+        if not array.flags.c_contiguous:
+            raise ValueError(f"{name} is not C-contiguous; pass numpy.ascontiguousarray({name})")
+        found.update(zip(letters, array.shape, strict=True))
+    return found
+
+
+# -- finding a backend by name --------------------------------------------------------------------------------------------
+
+_instances: dict[str, Backend] = {}
+_said: set[str] = set()
+
+
+def _why_no_cuda() -> str | None:
+    """None if the CUDA backend can run here, otherwise one sentence."""
+    return "this version of bpgpu has no CUDA backend yet; use backend='cpu'"
+
+
+def get_backend(name: str | Backend = "cpu") -> Backend:
+    """The backend called "cpu", "cuda", "auto" or "numpy"; one instance each for the whole process.
+
+    "auto" is "cuda" where that can run and otherwise "cpu", which it says once on standard error; "numpy" is the readable
+    reference.  A Backend is given back as it is.  Raises BackendUnavailable with the reason, ValueError for another name.
+    """
+    if isinstance(name, Backend):
+        return name
+    kind = nearest(name.partition(":")[0] if isinstance(name, str) else name, ("cpu", "cuda", "auto", "numpy"), "backend")
+    if kind == "auto":
+        if (reason := _why_no_cuda()) is None:
+            kind = "cuda"
+        else:
+            kind = "cpu"
+            if reason not in _said:
+                _said.add(reason)
+                print(f"bpgpu: backend 'auto' is the CPU: {reason}", file=sys.stderr)
+    if kind not in _instances:
+        if kind == "cuda":
+            raise BackendUnavailable(_why_no_cuda())
+        if kind == "cpu":
+            from .cpu import CPUBackend
+
+            _instances[kind] = CPUBackend()
+        else:
+            from .reference import NumPyBackend
+
+            _instances[kind] = NumPyBackend()
+    return _instances[kind]
+
+
+def backends() -> dict[str, str]:
+    """What can run here: backend name -> "available", or why it is not."""
+    return {"cpu": "available", "cuda": _why_no_cuda() or "available", "numpy": "available"}

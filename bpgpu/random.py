@@ -1,0 +1,31 @@
+"""Numbers at random that are the same everywhere: Philox, a counter-based generator (Salmon et al., SC 2011).
+
+(seed, stream) names an endless sequence of 64-bit words; initial weights and shuffles are exact functions of these words.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+WEIGHTS, SHUFFLE = 0, 1 << 32  # streams: WEIGHTS + layer, SHUFFLE + epoch
+
+
+def check_seed(seed: object) -> int:
+    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool) or not 0 <= int(seed) < 1 << 64:
+        raise ValueError(f"seed is {seed!r}; expected an integer from 0 to 2^64 - 1")
+    return int(seed)
+
+
+def words(seed: int, stream: int, count: int) -> npt.NDArray[np.uint64]:
+    return np.random.Philox(key=np.array([seed, stream], np.uint64)).random_raw(count)
+
+
+def uniform(seed: int, stream: int, shape: tuple[int, ...], limit: float, dtype: npt.DTypeLike) -> np.ndarray:
+    """Numbers from (-limit, limit)."""
+    unit = (words(seed, stream, int(np.prod(shape))) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return ((2.0 * unit - 1.0) * limit).reshape(shape).astype(dtype)
+
+
+def permutation(seed: int, stream: int, count: int) -> npt.NDArray[np.int64]:
+    return np.argsort(words(seed, stream, count), kind="stable").astype(np.int64, copy=False)

@@ -1,0 +1,163 @@
+"""The activation functions, each above its derivative, which says what it needs saved.
+
+`f(z)` gives a.  `gain(s)` gives f'(z), the factor by which the neuron multiplies in the backward pass, from the one tensor
+that was saved: a where f' is a function of a, z where it is not.  NaN stays NaN in f.  At a kink the slope is the one from
+the left.  activations.cuh is the twin, formula by formula.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+from numba import njit
+
+from .functions import functions
+from .machine import Lanes
+from .vector import absolute, fma, select, splat
+
+SAVES_Z = frozenset({"gelu", "silu"})  # all others save a
+
+SCALED_TANH, TANH_SCALE = 1.7159, 2.0 / 3.0  # LeCun, Efficient BackProp (1998)
+LEAK = 0.01
+SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772  # Klambauer et al. (2017)
+
+Pair: TypeAlias = tuple[Any, Any]
+
+
+def identity(V: Lanes) -> Pair:
+
+    def f(z: Any) -> Any:
+        return z
+
+    def gain(a: Any) -> Any:
+        return splat(V, 1.0)
+
+    return f, gain
+
+
+def sigmoid(V: Lanes) -> Pair:
+    sigma = functions(V).sigmoid
+
+    def f(z: Any) -> Any:
+        return sigma(z)
+
+    def gain(a: Any) -> Any:
+        return a * (1.0 - a)
+
+    return f, gain
+
+
+def tanh(V: Lanes) -> Pair:
+    hyperbolic = functions(V).tanh
+
+    def f(z: Any) -> Any:
+        return hyperbolic(z)
+
+    def gain(a: Any) -> Any:
+        return fma(-a, a, 1.0)
+
+    return f, gain
+
+
+def scaled_tanh(V: Lanes) -> Pair:
+    hyperbolic = functions(V).tanh
+
+    def f(z: Any) -> Any:
+        return hyperbolic(z * TANH_SCALE) * SCALED_TANH
+
+    def gain(a: Any) -> Any:
+        return fma(-a, a, SCALED_TANH**2) * (TANH_SCALE / SCALED_TANH)
+
+    return f, gain
+
+
+def relu(V: Lanes) -> Pair:
+
+    def f(z: Any) -> Any:
+        return select(z < 0.0, 0.0, z)
+
+    def gain(a: Any) -> Any:
+        return select(a > 0.0, splat(V, 1.0), 0.0)
+
+    return f, gain
+
+
+def leaky_relu(V: Lanes) -> Pair:
+
+    def f(z: Any) -> Any:
+        return select(z < 0.0, z * LEAK, z)
+
+    def gain(a: Any) -> Any:
+        return select(a > 0.0, splat(V, 1.0), LEAK)
+
+    return f, gain
+
+
+def elu(V: Lanes) -> Pair:
+    expm1 = functions(V).expm1
+
+    def f(z: Any) -> Any:
+        return select(z < 0.0, expm1(z), z)
+
+    def gain(a: Any) -> Any:
+        return select(a > 0.0, 1.0, a + 1.0)
+
+    return f, gain
+
+
+def selu(V: Lanes) -> Pair:
+    expm1 = functions(V).expm1
+
+    def f(z: Any) -> Any:
+        return select(z < 0.0, expm1(z) * SELU_ALPHA, z) * SELU_SCALE
+
+    def gain(a: Any) -> Any:
+        return select(a > 0.0, SELU_SCALE, a + SELU_SCALE * SELU_ALPHA)
+
+    return f, gain
+
+
+def gelu(V: Lanes) -> Pair:
+    normal = functions(V).normal
+
+    def f(z: Any) -> Any:
+        below, _ = normal(z)
+        return z * below
+
+    def gain(z: Any) -> Any:
+        below, density = normal(z)
+        return fma(z, density, below)
+
+    return f, gain
+
+
+def silu(V: Lanes) -> Pair:
+    sigma = functions(V).sigmoid
+
+    def f(z: Any) -> Any:
+        return z * sigma(z)
+
+    def gain(z: Any) -> Any:
+        s = sigma(z)
+        return fma(z * s, 1.0 - s, s)
+
+    return f, gain
+
+
+def softplus(V: Lanes) -> Pair:
+    F = functions(V)
+    exp, expm1, log1p = F.exp, F.expm1, F.log1p
+
+    def f(z: Any) -> Any:
+        return select(z > 0.0, z, 0.0) + log1p(exp(-absolute(z)))
+
+    def gain(a: Any) -> Any:
+        return -expm1(-a)
+
+    return f, gain
+
+
+def activation(V: Lanes, name: str) -> Pair:
+    """(f, gain) of the activation called `name`, for vectors of one dtype."""
+    f, gain = globals()[name](V)
+    return njit(f), njit(gain)

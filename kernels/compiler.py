@@ -1,0 +1,146 @@
+"""Kernels compiled on first use and kept on disk.
+
+A kernel is a Python function of integers (addresses, sizes) that Numba compiles for this machine; what is kept is plain
+object code, so a process that finds it does not even import Numba.  The key of a kept kernel is its name, the text of every
+file in this folder, the CPU with its features, and the versions of Numba and llvmlite: an edited file, another machine or
+an upgrade can only miss.  A file is written whole under a temporary name, then renamed, and carries its own checksum.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+
+from .machine import target
+
+
+@cache
+def _fingerprint() -> str:
+    digest = hashlib.sha256()
+    for part in (*target(), version("numba"), version("llvmlite"), sys.version):
+        digest.update(part.encode() + b"\0")
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()[:32]
+
+
+def _candidate_folders() -> list[Path]:
+    if chosen := os.environ.get("BPGPU_CACHE_DIR"):
+        return [Path(chosen)]
+    if sys.platform == "win32":
+        user = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        user = Path.home() / "Library" / "Caches"
+    else:
+        user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    owner = os.getuid() if hasattr(os, "getuid") else "user"
+    return [user / "bpgpu", Path(tempfile.gettempdir()) / f"bpgpu-{owner}"]
+
+
+@cache
+def cache_folder() -> Path | None:
+    """The first folder that is ours alone and can be written, or None: then every process compiles for itself."""
+    for folder in _candidate_folders():
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
+                continue
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+        except (OSError, RuntimeError):
+            continue
+    return None
+
+
+def _file(name: str) -> Path | None:
+    folder = cache_folder()
+    key = hashlib.sha256(f"{_fingerprint()} {name}".encode()).hexdigest()[:40]
+    return folder / f"{key}.kernel" if folder else None
+
+
+def _read(name: str) -> tuple[str, bytes] | None:
+    """Symbol and object code of a kept kernel, or None if it is absent or not whole."""
+    file = _file(name)
+    try:
+        content = file.read_bytes() if file else b""
+    except OSError:
+        return None
+    if hashlib.sha256(content[32:]).digest() != content[:32]:
+        return None
+    symbol, _, code = content[32:].partition(b"\0")
+    return symbol.decode(), code
+
+
+def _write(name: str, symbol: str, code: bytes) -> None:
+    if (file := _file(name)) is None:
+        return
+    content = symbol.encode() + b"\0" + code
+    temporary = file.with_suffix(f".{os.getpid()}")
+    try:
+        temporary.write_bytes(hashlib.sha256(content).digest() + content)
+        os.replace(temporary, file)
+    except OSError:  # a full or read-only disk costs the next process a compilation, nothing else
+        temporary.unlink(missing_ok=True)
+
+
+_announced = False
+
+
+def _announce() -> None:
+    global _announced
+    if not _announced:
+        _announced = True
+        kept = f"kept in {cache_folder()}" if cache_folder() else "not kept: no writable cache folder"
+        print(f"bpgpu: compiling CPU kernels for this machine (some seconds, once; {kept})", file=sys.stderr, flush=True)
+
+
+def _compile(function: Callable[..., None]) -> tuple[str, bytes]:
+    """Symbol and object code of a Python function whose parameters are all integers."""
+    from numba.core import compiler, types
+    from numba.core.compiler_lock import global_compiler_lock
+    from numba.core.registry import cpu_target
+
+    flags = compiler.Flags()
+    flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
+    flags.error_model = "numpy"
+    count = function.__code__.co_argcount
+    with global_compiler_lock:
+        result: Any = compiler.compile_extra(
+            cpu_target.typing_context, cpu_target.target_context, function, (types.intp,) * count, types.void, flags, {}
+        )
+        symbol = result.fndesc.mangled_name
+        result.library.get_pointer_to_function(symbol)
+        return symbol, result.library._get_compiled_object()
+
+
+_engines: list[Any] = []  # one for each kernel, so that their symbols cannot meet; they own the machine code
+
+
+def _load(symbol: str, code: bytes) -> int:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    _engines.append(engine)
+    return int(engine.get_function_address(symbol))
+
+
+def address(name: str, make: Callable[[], Callable[..., None]]) -> int:
+    """The address of the kernel called `name`; make() gives the Python function if it has to be compiled."""
+    kept = _read(name)
+    if kept is None:
+        _announce()
+        kept = _compile(make())
+        _write(name, *kept)
+    return _load(*kept)

@@ -1,0 +1,50 @@
+"""The product of both passes:  dW = X^T dZ,  db = sum_n dZ,  dC/dw = a * delta summed over the examples.
+
+product.py makes blocks of X^T dZ (X read down its columns); what becomes of them is a rule of update.py, so that a step of
+gradient descent never writes the gradient.  The sum over n of db is in chunks of CHUNK, like every sum: in a chunk ascending
+adds from the first term, then the chunk sums in ascending order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .machine import CHUNK, Lanes
+from .records import COLUMN_SUM, UPDATE
+from .team import record, take
+from .update import rule
+from .vector import load, load_up_to
+
+
+def finish(V: Lanes, name: str) -> Callable[..., None]:
+    apply, lanes, size, block_row = rule(V, name), V.lanes, V.itemsize, V.width * V.itemsize
+
+    def finish(job: int, block: int, square: int, row: int, rows: int, col: int, cols: int) -> None:
+        parameter_row = record(UPDATE, job).row
+        for r in range(rows):
+            for c in range(0, cols, lanes):
+                g = load(V, block + r * block_row + c * size)
+                apply(job, (row + r) * parameter_row + (col + c) * size, g, min(lanes, cols - c))
+
+    return finish
+
+
+def column_sum(V: Lanes, name: str) -> Callable[..., None]:
+    """The kernel of db; its job is a COLUMN_SUM record."""
+    apply, lanes, size = rule(V, name), V.lanes, V.itemsize
+
+    def column_sum(job: int, team: int, rank: int, step: int) -> None:
+        p = record(COLUMN_SUM, job)
+        item = take(team)
+        while item * lanes < p.columns:
+            count, column = min(lanes, p.columns - item * lanes), item * lanes * size
+            total = load_up_to(V, p.dZ + column, count)
+            for start in range(0, p.rows, CHUNK):
+                chunk = load_up_to(V, p.dZ + start * p.dZ_row + column, count)
+                for n in range(start + 1, min(start + CHUNK, p.rows)):
+                    chunk = chunk + load_up_to(V, p.dZ + n * p.dZ_row + column, count)
+                total = total + chunk if start > 0 else chunk
+            apply(p.update, column, total, count)
+            item = take(team)
+
+    return column_sum

@@ -1,0 +1,61 @@
+"""The machine the kernels are compiled for: its vectors, and the sizes of blocks that follow.  None of it changes a bit."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from functools import cache
+
+import llvmlite.binding as llvm
+import numpy as np
+
+CHUNK = 256  # terms of a sum that are added up on their own: part of the numerics contract, on every machine
+TILE_ROWS = 6  # rows of the largest register tile
+ROW_BLOCK = 192  # rows of the blocks of a product
+LINE = 64  # bytes of a cache line
+
+
+@cache
+def target() -> tuple[str, str]:
+    """Name and features of the CPU, as LLVM spells them (NUMBA_CPU_NAME and NUMBA_CPU_FEATURES override, as in Numba)."""
+    name, features = os.environ.get("NUMBA_CPU_NAME"), os.environ.get("NUMBA_CPU_FEATURES")
+    if features is None:
+        features = "" if name == "generic" else str(llvm.get_host_cpu_features().flatten())
+    return name or str(llvm.get_host_cpu_name()), features
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """The vectors of one dtype: `lanes` numbers each, `vectors` of them side by side in the widest register tile.
+
+    A tile of TILE_ROWS x vectors leaves room for its operands in 16 registers (AVX2) or 32 (AVX-512, NEON).
+    """
+
+    dtype: str
+    lanes: int
+    vectors: int
+
+    @property
+    def itemsize(self) -> int:
+        return int(np.dtype(self.dtype).itemsize)
+
+    @property
+    def width(self) -> int:
+        """Columns of the widest tile."""
+        return self.lanes * self.vectors
+
+    @property
+    def scratch_bytes(self) -> int:
+        """What a product needs per thread: a panel, a block of results (to whole squares), a square for transposing."""
+        panel, block = CHUNK * self.width, (ROW_BLOCK + self.lanes) * self.width
+        square, columns = self.lanes * self.lanes, CHUNK * (ROW_BLOCK + 8)
+        return (panel + block + square + columns) * self.itemsize
+
+
+@cache
+def lanes(dtype: str) -> Lanes:
+    features = target()[1].split(",")
+    size = 64 if "+avx512f" in features else 32 if "+avx" in features else 16
+    neon = platform.machine().lower() in ("arm64", "aarch64")
+    return Lanes(dtype, size // np.dtype(dtype).itemsize, 4 if neon else 2)

@@ -1,0 +1,38 @@
+"""The records through which the host and the kernels talk: addresses, sizes and strides (in bytes), all int64.
+
+One dtype each, so that the host fills by name what a kernel reads by name.  Importing this file needs NumPy alone.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def _words(*names: str) -> np.dtype[np.void]:
+    return np.dtype([(name, "i8") for name in names])
+
+
+def _apart(*names: str) -> np.dtype[np.void]:
+    """Words on cache lines of their own."""
+    return np.dtype({"names": list(names), "formats": ["i8"] * len(names), "offsets": [64 * i for i in range(len(names))]})
+
+
+# the team of threads and what it runs (team.py)
+TEAM = _apart("next_item", "arrived", "meetings", "orders", "program", "size", "members", "acquire", "release", "never")
+MEMBER = _apart("asleep", "lock", "scratch")
+PROGRAM = _words("entries", "length", "first_step", "steps")
+ENTRY = _words("kernel", "job")
+
+# operations (the file of the same name says what each field means)
+PRODUCT = _words(
+    "A", "A_row", "A_k", "B", "B_row", "B_transposed", "M", "N", "K", "C", "C_row", "row_block", "finish", "finish_job"
+)  # fmt: skip
+FORWARD = _words("bias", "A", "A_row", "Z", "Z_row")
+HIDDEN = _words("saved", "saved_row", "dZ", "dZ_row")
+UPDATE = _words("parameter", "row", "hyper", "state")
+COLUMN_SUM = _words("dZ", "dZ_row", "rows", "columns", "update")
+FLAT_UPDATE = _words("gradient", "length", "update")
+OUTPUT = _words("Z", "Z_row", "rows", "columns", "y", "y_row", "scale", "scale_step", "dZ", "dZ_row", "losses")
+ACTIVATE = _words("Z", "Z_row", "rows", "columns", "A", "A_row")
+GATHER = _words("source", "row_bytes", "order", "rows", "target")
+TOTAL = _words("numbers", "length", "target", "target_step")
