@@ -14,7 +14,7 @@ import numpy as np
 
 from .backend import Backend, Program
 from .kernels import kernel, records
-from .kernels.machine import ROW_BLOCK, lanes
+from .kernels.machine import TILE_ROWS, lanes
 
 Array = np.ndarray[Any, Any]
 
@@ -41,6 +41,12 @@ def _record(dtype: np.dtype[np.void], **fields: int) -> Array:
     for name, value in fields.items():
         record[name] = value
     return record
+
+
+def _even(length: int, most: int, unit: int) -> int:
+    """The size of parts, at most `most` and a multiple of `unit`, that cut `length` most evenly."""
+    parts = -(-length // max(most, unit))
+    return min(-(-length // parts // unit) * unit, most // unit * unit) or unit
 
 
 class Team:
@@ -170,34 +176,30 @@ class CPUBackend(Backend):
             program.run()
 
     def _product(
-        self,
-        A: Array,
-        A_transposed: bool,
-        B: Array,
-        B_transposed: bool,
-        C: Array | None,
-        finish: int,
-        finish_job: Array,
-        *alive: Any,
-    ) -> None:
-        """One launch of kernels/product.py; C is where the result goes if it goes there row by row."""
+        self, A: Array, A_transposed: bool, B: Array, B_transposed: bool, block: tuple[int, int], finish: int,
+        finish_job: Array, *alive: Any,
+    ) -> None:  # fmt: skip
+        """One launch of kernels/product.py, in blocks of at most (rows, columns)."""
         (M, K), (A_row, A_k) = (A.shape[::-1], A.strides[::-1]) if A_transposed else (A.shape, A.strides)
         N = B.shape[0] if B_transposed else B.shape[1]
+        rows, cols = self._blocks(M, N, block, lanes(B.dtype.name).width)
         job = _record(
             records.PRODUCT, A=_address(A), A_row=A_row, A_k=A_k, B=_address(B), B_row=B.strides[0],
-            B_transposed=B_transposed, M=M, N=N, K=K, C=_address(C), C_row=0 if C is None else C.strides[0],
-            row_block=self._row_block(M, N, B.dtype), finish=finish, finish_job=_address(finish_job),
+            B_transposed=B_transposed, M=M, N=N, K=K, row_block=rows, col_block=cols,
+            finish=finish, finish_job=_address(finish_job),
         )  # fmt: skip
         self._issue(kernel("product", B.dtype.name), job, A, B, finish_job, *alive)
 
-    def _row_block(self, M: int, N: int, dtype: Any) -> int:
-        """Rows of a thread's block of the result: as many as fit, but enough blocks that every thread has several."""
-        panels = -(-N // lanes(str(dtype)).width)
-        blocks = -(-M // ROW_BLOCK)
-        if self.threads > 1:
-            blocks = max(blocks, min(-(-4 * self.threads // panels), -(-M // 24)))
-        rows = -(-M // blocks)
-        return min(ROW_BLOCK, -(-rows // 6) * 6)
+    def _blocks(self, M: int, N: int, most: tuple[int, int], width: int) -> tuple[int, int]:
+        """Rows and columns of a thread's block: evenly cut, and so small that every thread has several."""
+        rows, cols = _even(M, most[0], TILE_ROWS), _even(N, most[1], width)
+        wanted = 6 * self.threads if self.threads > 1 else 1
+        while -(-M // rows) * -(-N // cols) < wanted and (cols > 2 * width or rows > 4 * TILE_ROWS):
+            if cols > 2 * width:
+                cols = _even(N, cols // 2, width)
+            else:
+                rows = _even(M, rows // 2, TILE_ROWS)
+        return rows, cols
 
     def _dense_forward(self, X: Array, W: Array, b: Array, activation: str, A: Array, Z: Array | None) -> None:
         job = _record(
@@ -205,7 +207,7 @@ class CPUBackend(Backend):
             Z=_address(Z), Z_row=0 if Z is None else Z.strides[0],
         )  # fmt: skip
         finish = kernel("dense_forward", X.dtype.name, activation)
-        self._product(X, False, W, False, A, finish, job, b, A, Z)
+        self._product(X, False, W, False, (192, 128), finish, job, b, A, Z)
 
     def _hidden_delta(self, dZ: Array, W: Array, saved: Array, activation: str, dZ_below: Array) -> None:
         job = _record(
@@ -213,7 +215,7 @@ class CPUBackend(Backend):
             dZ=_address(dZ_below), dZ_row=dZ_below.strides[0],
         )  # fmt: skip
         finish = kernel("hidden_delta", W.dtype.name, activation)
-        self._product(W, False, dZ, True, None, finish, job, saved, dZ_below)
+        self._product(W, False, dZ, True, (192, 128), finish, job, saved, dZ_below)
 
     def _dense_gradient(self, X: Array, dZ: Array, dW: Array, db: Array) -> None:
         self._weight_and_bias(X, dZ, dW, db, "store", None, None)
@@ -237,7 +239,7 @@ class CPUBackend(Backend):
         state_W, state_b = states or (None, None)
         job = self._update_record(W, hyper_W, state_W)
         finish = kernel("dense_gradient", X.dtype.name, rule)
-        self._product(X, True, dZ, False, W, finish, job, W, hyper, states)
+        self._product(X, True, dZ, False, (96, 256), finish, job, W, hyper, states)
         update = self._update_record(b, hyper_b, state_b)
         sums = _record(
             records.COLUMN_SUM, dZ=_address(dZ), dZ_row=dZ.strides[0], rows=len(dZ), columns=dZ.shape[1],

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-from numba import njit
-
 from .functions import functions
 from .machine import Lanes
-from .vector import absolute, fma, select, splat
+from .vector import absolute, fma, njit, select, splat
 
 SAVES_Z = frozenset({"gelu", "silu"})  # all others save a
 

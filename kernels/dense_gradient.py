@@ -17,9 +17,9 @@ from .vector import load, load_up_to
 
 
 def finish(V: Lanes, name: str) -> Callable[..., None]:
-    apply, lanes, size, block_row = rule(V, name), V.lanes, V.itemsize, V.width * V.itemsize
+    apply, lanes, size = rule(V, name), V.lanes, V.itemsize
 
-    def finish(job: int, block: int, square: int, row: int, rows: int, col: int, cols: int) -> None:
+    def finish(job: int, block: int, block_row: int, square: int, row: int, rows: int, col: int, cols: int) -> None:
         parameter_row = record(UPDATE, job).row
         for r in range(rows):
             for c in range(0, cols, lanes):

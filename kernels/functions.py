@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from numba import njit
-
 from .machine import Lanes
 from .vector import (
     absolute,
@@ -23,6 +21,7 @@ from .vector import (
     exponent,
     fma,
     mantissa,
+    njit,
     polynomial,
     power_of_two,
     round_even,

@@ -17,9 +17,9 @@ from .vector import load, load_up_to, store_up_to, transpose
 
 def finish(V: Lanes, name: str) -> Callable[..., None]:
     _, gain = activation(V, name)
-    lanes, size, block_row = V.lanes, V.itemsize, V.width * V.itemsize
+    lanes, size = V.lanes, V.itemsize
 
-    def finish(job: int, block: int, square: int, row: int, rows: int, col: int, cols: int) -> None:
+    def finish(job: int, block: int, block_row: int, square: int, row: int, rows: int, col: int, cols: int) -> None:
         p = record(HIDDEN, job)
         for c in range(0, cols, lanes):  # examples col + c ...
             for r in range(0, rows, lanes):  # units row + r ...

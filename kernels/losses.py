@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-from numba import njit
-
 from .functions import functions
 from .machine import Lanes
-from .vector import absolute, fma, select, splat
+from .vector import absolute, fma, njit, select, splat
 
 Pair: TypeAlias = tuple[Any, Any]
 

@@ -12,8 +12,7 @@ import numpy as np
 
 CHUNK = 256  # terms of a sum that are added up on their own: part of the numerics contract, on every machine
 TILE_ROWS = 6  # rows of the largest register tile
-ROW_BLOCK = 192  # rows of the blocks of a product
-LINE = 64  # bytes of a cache line
+MAX_ROWS, MAX_COLS, MAX_BLOCK = 192, 256, 192 * 256  # of a thread's block of a product
 
 
 @cache
@@ -45,12 +44,23 @@ class Lanes:
         """Columns of the widest tile."""
         return self.lanes * self.vectors
 
+    # what a product needs per thread: panels of B, a block of C, a square for transposing, columns of A
+
+    @property
+    def block_start(self) -> int:
+        return CHUNK * MAX_COLS * self.itemsize
+
+    @property
+    def square_start(self) -> int:
+        return self.block_start + MAX_BLOCK * self.itemsize
+
+    @property
+    def columns_start(self) -> int:
+        return self.square_start + self.lanes * self.lanes * self.itemsize
+
     @property
     def scratch_bytes(self) -> int:
-        """What a product needs per thread: a panel, a block of results (to whole squares), a square for transposing."""
-        panel, block = CHUNK * self.width, (ROW_BLOCK + self.lanes) * self.width
-        square, columns = self.lanes * self.lanes, CHUNK * (ROW_BLOCK + 8)
-        return (panel + block + square + columns) * self.itemsize
+        return self.columns_start + CHUNK * MAX_ROWS * self.itemsize
 
 
 @cache

@@ -13,15 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from numba import njit
-
 from .activations import SAVES_Z, activation
 from .functions import functions
 from .losses import elementwise
 from .machine import CHUNK, Lanes
 from .records import ACTIVATE, OUTPUT, TOTAL
 from .team import record, take
-from .vector import load_label, load_splat, load_up_to, select, store_first, store_up_to
+from .vector import load_label, load_splat, load_up_to, njit, select, store_first, store_up_to
 
 ROWS = 8  # examples an item
 

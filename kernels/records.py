@@ -25,7 +25,7 @@ ENTRY = _words("kernel", "job")
 
 # operations (the file of the same name says what each field means)
 PRODUCT = _words(
-    "A", "A_row", "A_k", "B", "B_row", "B_transposed", "M", "N", "K", "C", "C_row", "row_block", "finish", "finish_job"
+    "A", "A_row", "A_k", "B", "B_row", "B_transposed", "M", "N", "K", "row_block", "col_block", "finish", "finish_job"
 )  # fmt: skip
 FORWARD = _words("bias", "A", "A_row", "Z", "Z_row")
 HIDDEN = _words("saved", "saved_row", "dZ", "dZ_row")

@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from .records import ENTRY, MEMBER, PROGRAM, TEAM
+from .vector import njit
 
 SPINS = 20_000  # some tens of microseconds
 NAP = 50  # microseconds

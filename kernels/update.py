@@ -16,12 +16,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from numba import njit
-
 from .machine import Lanes
 from .records import FLAT_UPDATE, UPDATE
 from .team import record, take
-from .vector import fma, load_splat, load_up_to, store_up_to
+from .vector import fma, load_splat, load_up_to, njit, store_up_to
 
 BLOCK = 8192  # numbers an item
 

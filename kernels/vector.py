@@ -17,9 +17,10 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import numba
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.core.imputils import lower_constant
 from numba.core.typing import signature
@@ -28,6 +29,8 @@ from numba.extending import intrinsic, lower_builtin, models, register_model, ty
 
 from .machine import Lanes
 
+# a function called by kernels, without what Numba adds for callers from Python
+njit = numba.njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 I32 = ir.IntType(32)
 _ELEMENT = {"float32": ir.FloatType(), "float64": ir.DoubleType()}
 _INTEGER = {"float32": ir.IntType(32), "float64": ir.IntType(64)}
@@ -405,18 +408,6 @@ def load_label(typingctx: Any, address: Any) -> Any:
 
 
 @intrinsic
-def prefetch(typingctx: Any, address: Any) -> Any:
-    """Ask for the cache line at the address, to be written soon (a hint without effect on results)."""
-
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = _pointer(builder, args[0], ir.IntType(8))
-        _llvm(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, I32(1), I32(2), I32(1)])
-        return context.get_dummy_value()
-
-    return types.void(types.intp), emit
-
-
-@intrinsic
 def copy_bytes(typingctx: Any, target: Any, source: Any, count: Any) -> Any:
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         to, start = (_pointer(builder, a, ir.IntType(8)) for a in args[:2])
@@ -481,24 +472,29 @@ def tile_zeros(typingctx: Any, V: Any, rows: Any, vectors: Any) -> Any:
     return tile(V, rows, vectors), emit
 
 
-@intrinsic
-def tile_fma(typingctx: Any, tile: Any, a: Any, a_row: Any, b: Any) -> Any:
-    """tile[r, :] = fma(A[r], B[:], tile[r, :]): a column of numbers at a, a + a_row, ... times the row of vectors at b."""
+@intrinsic(prefer_literal=True)
+def tile_fma(typingctx: Any, tile: Any, steps: Any, a: Any, a_row: Any, a_k: Any, b: Any, b_k: Any) -> Any:
+    """tile[r, :] = fma(A[r, k], B[k, :], tile[r, :]) for k = 0 .. steps - 1.
+
+    A holds numbers at a + r a_row + k a_k, B rows of vectors at b + k b_k; steps is a constant.
+    """
     vector = tile.vector
+    size = vector.lanes * vector.itemsize
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        acc, (_, a, a_row, b) = _unpack(builder, args[0], tile), args
-        size = vector.lanes * vector.itemsize
-        right = [_load(builder, builder.add(b, b.type(v * size)), vector) for v in range(tile.vectors)]
-        for r in range(tile.rows):
-            address = builder.add(a, builder.mul(a_row, a_row.type(r)))
-            left = _splat(builder, builder.load(_pointer(builder, address, vector.element)), vector)
-            for v in range(tile.vectors):
-                i = r * tile.vectors + v
-                acc[i] = _fma(builder, left, right[v], acc[i], vector)
+        acc, (_, _, a, a_row, a_k, b, b_k) = _unpack(builder, args[0], tile), args
+        for _ in range(steps.literal_value):
+            right = [_load(builder, builder.add(b, b.type(v * size)), vector) for v in range(tile.vectors)]
+            for r in range(tile.rows):
+                address = builder.add(a, builder.mul(a_row, a_row.type(r)))
+                left = _splat(builder, builder.load(_pointer(builder, address, vector.element)), vector)
+                for v in range(tile.vectors):
+                    i = r * tile.vectors + v
+                    acc[i] = _fma(builder, left, right[v], acc[i], vector)
+            a, b = builder.add(a, a_k), builder.add(b, b_k)
         return _pack(builder, acc, tile)
 
-    return tile(tile, types.intp, types.intp, types.intp), emit
+    return tile(tile, steps, *(types.intp,) * 5), emit
 
 
 @intrinsic
