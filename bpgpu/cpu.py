@@ -19,13 +19,18 @@ from .kernels.machine import TILE_ROWS, lanes
 Array = np.ndarray[Any, Any]
 
 
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
 def thread_count() -> int:
     """NUMBA_NUM_THREADS if set, otherwise the CPUs this process may use: its affinity and its cgroup's quota."""
     if chosen := os.environ.get("NUMBA_NUM_THREADS"):
-        return max(1, int(chosen))
+        if not chosen.isdigit() or int(chosen) < 1:
+            raise ValueError(f"NUMBA_NUM_THREADS is {chosen!r}; expected a positive integer")
+        return int(chosen)
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = _QUOTA.read_text().split()
         count = min(count, math.ceil(int(quota) / int(period)))
     except (OSError, ValueError):  # no cgroup, or no quota ("max")
         pass

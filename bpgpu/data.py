@@ -360,6 +360,8 @@ def _is_header(first: list[str], second: list[str]) -> bool:
 def _target_column(path: Path, header: list[str], target: str | int | None, labels: bool) -> int | None:
     """The index of the target column; None where there is none and labels are not demanded."""
     width = len(header)
+    if isinstance(target, str) and target not in header and target.isdigit():
+        target = int(target)  # as the command line gives it
     if isinstance(target, str):
         if target not in header and labels:
             raise ValueError(f"{path} has no column {target!r}; its columns are {_some(header)}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-WEIGHTS, SHUFFLE = 0, 1 << 32  # streams: WEIGHTS + layer, SHUFFLE + epoch
+WEIGHTS, SHUFFLE, SPLIT = 0, 1 << 32, 1 << 63  # streams: WEIGHTS + layer, SHUFFLE + epoch
 
 
 def check_seed(seed: object) -> int:

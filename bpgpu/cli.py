@@ -1,0 +1,274 @@
+"""The command line: bpgpu train, predict and info."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import __version__
+from .backend import ACTIVATIONS, LOSSES, BackendUnavailable
+from .data import Data, load_data, mnist10k
+from .files import load
+from .mlp import MLP
+from .optim import SGD
+from .random import SPLIT, permutation
+from .training import Callback, Diverged, Progress
+
+CLASSIFIES = ("cross_entropy", "binary_cross_entropy")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; gives the exit status: 0, 2 for an error (one sentence on stderr), 130 after Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except (ValueError, TypeError, OSError, MemoryError, BackendUnavailable, Diverged) as error:
+        print(f"bpgpu: {error or type(error).__name__}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("bpgpu: interrupted; nothing was written", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bpgpu", description="Multilayer perceptrons trained by backpropagation.")
+    parser.add_argument("--version", action="version", version=f"bpgpu {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser(
+        "train",
+        help="train a network and save it",
+        description="Train a network; without options, one of 1.9 million parameters on a part of MNIST that comes along.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    train.set_defaults(run=_train)
+    add = train.add_argument
+    add("--data", help="directory or file: IDX (MNIST-style), .npz, .npy, .csv (default: a part of MNIST)")
+    add("--target", help="name or number of the target column of a CSV file")
+    add("--hidden", type=_sizes, default=(1024, 1024), metavar="N,N,...", help="units of the hidden layers; 0 for none")
+    add("--activation", default="relu", metavar="NAME[,NAME...]", help=f"one, or one a hidden layer: {', '.join(ACTIVATIONS)}")
+    add("--loss", help=f"{', '.join(LOSSES)} (default: cross_entropy for labels, squared_error for numbers)")
+    add("--output-activation", metavar="NAME", help="of the output layer (default: what goes with the loss)")
+    add("--epochs", type=int, default=10, help="times through the training data")
+    add("--batch-size", type=int, default=128, help="examples a step")
+    add("--learning-rate", type=float, default=0.05, help="size of a step")
+    add("--momentum", type=float, default=0.9, help="share of the last step that goes on")
+    add("--weight-decay", type=float, default=0.0, help="L2 penalty")
+    add(
+        "--validation", type=float, default=0.1, metavar="SHARE", help="of the training data, to choose the best epoch by"
+    )
+    add("--seed", type=int, default=0, help="of initial weights, shuffles and splits")
+    add("--backend", default="cpu", help="cpu, cuda, auto or numpy")
+    add("--dtype", default="float32", help="float32 or float64")
+    add("--output", default="bpgpu-model.safetensors", metavar="FILE", help="where the model goes")
+
+    predict = commands.add_parser(
+        "predict",
+        help="use a saved network",
+        description="Print a line for each example: its label (or numbers). Of a data set with a test part, the test part; "
+        "where there are labels, the accuracy goes to stderr.",
+    )
+    predict.set_defaults(run=_predict)
+    predict.add_argument("model", metavar="MODEL")
+    predict.add_argument("data", metavar="DATA", help="directory or file, as for train; labels may be missing")
+    predict.add_argument("--target", help="name or number of the target column of a CSV file")
+    predict.add_argument("--proba", action="store_true", help="print the probabilities of all classes instead")
+    predict.add_argument("--backend", default="cpu", help="cpu, cuda, auto or numpy")
+
+    info = commands.add_parser("info", help="what bpgpu finds on this machine")
+    info.set_defaults(run=_info)
+    return parser
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        sizes = (-1,)
+    if sizes == (0,):
+        return ()
+    if any(size < 1 for size in sizes):
+        raise argparse.ArgumentTypeError(f"{text!r}; expected positive integers such as 1024,1024")
+    return sizes
+
+
+# -- train ---------------------------------------------------------------------------------------------------------------
+
+
+def _train(options: argparse.Namespace) -> int:
+    if not 0 < options.validation < 1:
+        raise ValueError(f"--validation is {options.validation}; expected a share between 0 and 1, for example 0.1")
+    _check_writable(options.output)
+    data = load_data(options.data, target=options.target) if options.data else mnist10k()
+    if data.y is None:
+        raise ValueError(f"{data.name} has no labels to train on")
+    net = _network(options, data)
+    (X, y), validation, test = _parts(data, options.validation, options.seed)
+    optimizer = SGD(options.learning_rate, options.momentum, weight_decay=options.weight_decay)
+    print(f"{data.name}: {len(X):,} examples to train on, {len(validation[0]):,} to validate, {len(test[0]):,} to test")
+    print(net)
+    begun, status, saved = time.perf_counter(), 0, True
+    with _reporter() as callback:
+        try:
+            history = net.fit(
+                X, y, epochs=options.epochs, batch_size=options.batch_size, optimizer=optimizer,
+                validation_data=validation, restore_best=True, callback=callback,
+            )  # fmt: skip
+            print(f"trained for {time.perf_counter() - begun:.1f} s; best epoch {(history.best_epoch or 0) + 1}")
+        except KeyboardInterrupt:
+            status, saved = 130, net.epochs_trained > 0
+    if not saved:
+        print("bpgpu: interrupted before the end of the first epoch; nothing was written", file=sys.stderr)
+        return status
+    if status:
+        print("interrupted; keeping the best epoch so far")
+    loss, accuracy = net.evaluate(*test)
+    print(f"test loss {loss:.4f}" + (f", test accuracy {accuracy:.2%}" if accuracy is not None else ""))
+    net.save(options.output)
+    print(f"saved {options.output}")
+    return status
+
+
+def _network(options: argparse.Namespace, data: Data) -> MLP:
+    assert data.y is not None
+    loss = options.loss or ("cross_entropy" if data.classes else "squared_error")
+    if data.classes:
+        outputs = 1 if loss == "binary_cross_entropy" and len(data.classes) == 2 else len(data.classes)
+    else:
+        outputs = 1 if data.y.ndim == 1 else data.y.shape[1]
+    names = options.activation.split(",")
+    net = MLP(
+        (data.X.shape[1], *options.hidden, outputs), activation=names[0] if len(names) == 1 else names, loss=loss,
+        output_activation=options.output_activation, backend=options.backend, dtype=options.dtype, seed=options.seed,
+    )  # fmt: skip
+    net.classes = data.classes
+    return net
+
+
+def _parts(data: Data, share: float, seed: int) -> tuple[Any, Any, Any]:
+    """(X, y) to train on, to validate and to test; held out of the training data what the data set does not have."""
+    X, y = data.X, data.y
+    assert y is not None
+    order = permutation(seed, SPLIT, len(X))
+    count = math.ceil(share * len(X))
+    wanted = count if data.X_test is not None else 2 * count
+    if wanted >= len(X):
+        raise ValueError(
+            f"{data.name} has {len(X)} examples, too few to hold out {wanted}; give more data or a smaller --validation"
+        )
+    validation, rest = order[:count], order[count:]
+    if data.X_test is not None and data.y_test is not None:
+        test = data.X_test, data.y_test
+    else:
+        test, rest = (X[rest[:count]], y[rest[:count]]), rest[count:]
+    return (X[rest], y[rest]), (X[validation], y[validation]), test
+
+
+def _check_writable(path: str) -> None:
+    """Raise OSError now rather than after the training."""
+    file = Path(path)
+    if file.is_dir():
+        raise IsADirectoryError(f"--output {path} is a directory; expected the name of a file")
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"--output {path}: there is no directory {file.parent}; create it first")
+    if not os.access(file.parent, os.W_OK):
+        raise PermissionError(f"--output {path}: the directory {file.parent} cannot be written to")
+
+
+@contextmanager
+def _reporter() -> Iterator[Callback]:
+    """A progress bar on a terminal, otherwise a line an epoch."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    console = Console()
+    if not console.is_terminal:
+        yield lambda p: print(_epoch_line(p), flush=True) if p.epoch_ended else None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
+    with Bar(*columns, console=console) as bar:
+        task, begun = bar.add_task("", total=None, rate=""), time.perf_counter()
+
+        def report(p: Progress) -> None:
+            seen = (p.examples_in_all // p.epochs) * p.epoch + p.examples
+            rate = f"{seen / (time.perf_counter() - begun):,.0f} examples/s"
+            bar.update(task, total=p.examples_in_all, completed=seen, description=_epoch_line(p), rate=rate)
+
+        yield report
+
+
+def _epoch_line(p: Progress) -> str:
+    h = p.history
+    line = f"epoch {p.epoch + 1}/{p.epochs}  loss {p.loss:.4f}"
+    if h.validation_accuracy:
+        line += f"  validation accuracy {h.validation_accuracy[-1]:.2%}"
+    elif h.validation_loss:
+        line += f"  validation loss {h.validation_loss[-1]:.4f}"
+    return line
+
+
+# -- predict -------------------------------------------------------------------------------------------------------------
+
+
+def _predict(options: argparse.Namespace) -> int:
+    net = load(options.model, backend=options.backend)
+    data = load_data(options.data, target=options.target, labels=False)
+    X, y = (data.X, data.y) if data.X_test is None else (data.X_test, data.y_test)
+    if options.proba:
+        lines = [" ".join(f"{p:.6g}" for p in row) for row in net.predict_proba(X)]
+    else:
+        predicted = net.predict(X)
+        if net.classes and net.loss in CLASSIFIES and predicted.ndim == 1:
+            lines = [net.classes[label] for label in predicted]
+        else:
+            lines = [" ".join(f"{v:g}" for v in np.atleast_1d(row)) for row in predicted]
+    with suppress(BrokenPipeError):
+        print("\n".join(lines), flush=True)
+    if y is not None and data.classes and net.classes and not options.proba:
+        right = sum(line == data.classes[label] for line, label in zip(lines, y, strict=True))
+        print(f"accuracy {right / len(lines):.2%} ({right} of {len(lines)})", file=sys.stderr)
+    return 0
+
+
+# -- info ----------------------------------------------------------------------------------------------------------------
+
+
+def _info(options: argparse.Namespace) -> int:
+    from importlib.metadata import PackageNotFoundError, version
+
+    from .backend import backends
+    from .cpu import thread_count
+    from .kernels.compiler import cache_folder
+    from .kernels.machine import lanes, target
+
+    def package(name: str) -> str:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return "not installed"
+
+    build: Any = np.show_config(mode="dicts")
+    blas = build["Build Dependencies"]["blas"] if build else {}
+    print(f"bpgpu {__version__}, Python {sys.version.split()[0]}, {sys.platform}")
+    for name, state in backends().items():
+        print(f"backend {name}: {state}")
+    chosen = "NUMBA_NUM_THREADS" if os.environ.get("NUMBA_NUM_THREADS") else "the CPUs that this process may use"
+    print(f"threads: {thread_count()} ({chosen}); asleep when idle")
+    print(f"CPU: {target()[0]}, vectors of {lanes('float32').lanes} float32")
+    print(
+        f"kernels: {f'kept in {cache_folder()}' if cache_folder() else 'compiled by every process: no folder can be written'}"
+    )
+    print(f"BLAS of NumPy (used by the numpy backend alone): {blas.get('name', 'unknown')} {blas.get('version', '')}")
+    packages = ("numpy", "numba", "llvmlite", "safetensors", "rich", "cupy")
+    print("packages: " + ", ".join(f"{name} {package(name)}" for name in packages))
+    return 0

@@ -1,0 +1,188 @@
+"""The command line, as a user meets it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import bpgpu
+from bpgpu.cli import main
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bpgpu", *arguments], cwd=cwd, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> Path:
+    """Three clouds of points as a CSV file with names for labels."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 300)
+    X = rng.standard_normal((300, 2)) * 0.3 + np.array([[0, 0], [3, 0], [0, 3]])[y]
+    lines = ["x1,x2,kind"] + [f"{a:.4f},{b:.4f},{('ant', 'bee', 'cat')[k]}" for (a, b), k in zip(X, y, strict=True)]
+    path = tmp_path / "blobs.csv"
+    path.write_text("\n".join(lines))
+    return path
+
+
+SMALL = "--hidden", "16", "--epochs", "20", "--batch-size", "16"
+
+
+def test_train_and_predict_a_csv_file(blobs: Path, tmp_path: Path) -> None:
+    trained = run("train", "--data", str(blobs), *SMALL, "--output", "model.safetensors", cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    assert "240 examples to train on, 30 to validate, 30 to test" in trained.stdout
+    assert trained.stdout.count("validation accuracy") == 20
+    assert "test accuracy 100.00%" in trained.stdout and "saved model.safetensors" in trained.stdout
+    predicted = run("predict", "model.safetensors", str(blobs), "--target", "kind", cwd=tmp_path)
+    assert predicted.returncode == 0, predicted.stderr
+    truth = [line.split(",")[2] for line in blobs.read_text().splitlines()[1:]]
+    right = sum(a == b for a, b in zip(predicted.stdout.split(), truth, strict=True))
+    assert right >= 298 and f"({right} of 300)" in predicted.stderr
+    proba = run("predict", "model.safetensors", str(blobs), "--target", "kind", "--proba", cwd=tmp_path)
+    rows = np.array([line.split() for line in proba.stdout.splitlines()], float)
+    assert rows.shape == (300, 3)
+    np.testing.assert_allclose(rows.sum(axis=1), 1, atol=1e-5)
+
+
+def test_the_same_seed_trains_the_same_model(blobs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [tmp_path / f"{name}.safetensors" for name in "abc"]
+    for file, seed in zip(files, "112", strict=True):
+        assert main(["train", "--data", str(blobs), *SMALL, "--seed", seed, "--output", str(file)]) == 0
+    a, b, c = (file.read_bytes() for file in files)
+    assert a == b != c
+
+
+def test_regression(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    X = np.random.default_rng(0).standard_normal((500, 3))
+    np.savez(tmp_path / "d.npz", X=X, y=X @ [1.0, -2.0, 0.5])
+    model = tmp_path / "m.safetensors"
+    arguments = ["--hidden", "0", "--epochs", "30", "--batch-size", "32", "--dtype", "float64", "--output", str(model)]
+    assert main(["train", "--data", str(tmp_path / "d.npz"), *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "squared_error" in out and "validation loss" in out and "test loss 0.0000" in out and "accuracy" not in out
+    np.testing.assert_allclose(bpgpu.load(model).weights[0][:, 0], [1, -2, 0.5], atol=1e-6)
+    assert main(["predict", str(model), str(tmp_path / "d.npz")]) == 0
+    np.testing.assert_allclose(np.array(capsys.readouterr().out.split(), float), X @ [1, -2, 0.5], atol=1e-4)
+
+
+def test_every_option_reaches_the_network(blobs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tmp_path / "m.safetensors"
+    options = (
+        "--hidden 7,5 --activation tanh,gelu --loss squared_error --output-activation sigmoid --epochs 2 --batch-size 50 "
+        "--learning-rate 0.01 --momentum 0.5 --weight-decay 0.001 --validation 0.2 --seed 9 --backend numpy --dtype float64"
+    ).split()
+    assert main(["train", "--data", str(blobs), "--target", "2", *options, "--output", str(model)]) == 0
+    assert "180 examples to train on, 60 to validate, 60 to test" in capsys.readouterr().out
+    net = bpgpu.load(model)
+    assert (net.layers, net.activations, net.loss) == ((2, 7, 5, 3), ("tanh", "gelu"), "squared_error")
+    assert (net.output_activation, net.dtype, net.seed, net.epochs_trained) == ("sigmoid", np.float64, 9, 2)
+    assert net.classes == ("ant", "bee", "cat")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--data", "nowhere"], "nowhere"),
+        (["train", "--activation", "rleu"], "did you mean 'relu'"),
+        (["train", "--loss", "crossentropy"], "did you mean 'cross_entropy'"),
+        (["train", "--loss", "squared_error", "--output-activation", "softmax"], "goes with the loss cross_entropy"),
+        (["train", "--activation", "relu,relu,relu"], "3 activations for 2 hidden layers"),
+        (["train", "--epochs", "0"], "epochs is 0; expected a positive integer"),
+        (["train", "--batch-size", "-5"], "batch_size is -5"),
+        (["train", "--learning-rate", "nan"], "learning_rate is nan"),
+        (["train", "--momentum", "1"], "expected less than 1"),
+        (["train", "--validation", "1"], "expected a share between 0 and 1"),
+        (["train", "--validation", "0.9999999"], "too few to hold out"),
+        (["train", "--dtype", "float16"], "unknown dtype 'float16'"),
+        (["train", "--backend", "gpu"], "unknown backend 'gpu'"),
+        (["train", "--backend", "cuda"], "cuda|CUDA"),
+        (["train", "--seed", "-1"], "seed is -1"),
+        (["train", "--output", "."], "is a directory"),
+        (["train", "--output", "no/such/folder/m.safetensors"], "create it first"),
+        (["predict", "no-model", "."], "no-model"),
+    ],
+)
+def test_errors_are_one_sentence(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capfd.readouterr().err
+    assert error.startswith("bpgpu: ") and error.count("\n") == 1
+    assert any(part in error for part in message.split("|"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("sizes", ["a", "10,", "0,5", "-3", ""])
+def test_sizes_that_are_none(sizes: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", f"--hidden={sizes}"])
+    assert "expected positive integers such as 1024,1024" in capsys.readouterr().err
+
+
+def test_divergence_is_said_and_nothing_is_saved(blobs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tmp_path / "m.safetensors"
+    wild = ["--learning-rate", "1e30", "--momentum", "0"]
+    assert main(["train", "--data", str(blobs), *SMALL, *wild, "--output", str(model)]) == 2
+    error = capsys.readouterr().err
+    assert "in step" in error and "lower the learning rate (it is 1e+30)" in error
+    assert not model.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+@pytest.mark.parametrize("moment", ["before an epoch has ended", "later"])
+def test_ctrl_c_keeps_the_best_epoch(moment: str, tmp_path: Path) -> None:
+    hidden = "3000,3000" if moment != "later" else "256"
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "bpgpu", "train", "--epochs", "100000", "--hidden", hidden],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    assert process.stdout is not None
+    wanted = "MLP(" if moment != "later" else "epoch 3/"
+    for line in process.stdout:
+        if line.startswith(wanted):
+            break
+    if moment != "later":
+        time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    out, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in error
+    model = tmp_path / "bpgpu-model.safetensors"
+    if moment == "later":
+        assert "keeping the best epoch so far" in out and "test accuracy" in out
+        assert bpgpu.load(model).layers == (784, 256, 10)
+    else:
+        assert "nothing was written" in error and not model.exists()
+
+
+def test_info(tmp_path: Path) -> None:
+    result = run("info", cwd=tmp_path)
+    assert result.returncode == 0 and result.stderr == ""
+    for word in (f"bpgpu {bpgpu.__version__}", "backend cpu: available", "backend cuda: ", "threads: ", "BLAS", "numba 0."):
+        assert word in result.stdout
+
+
+def test_a_full_disk_ends_in_one_sentence(blobs: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full here")
+    process = subprocess.run(
+        [sys.executable, "-c", "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100));"
+         "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+         "from bpgpu.cli import main; sys.exit(main(sys.argv[1:]))",
+         "train", "--data", str(blobs), *SMALL, "--output", "m.safetensors"],
+        cwd=blobs.parent, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert process.returncode == 2, process.stderr
+    assert process.stderr.startswith("bpgpu: ") and process.stderr.count("\n") == 1
+    assert [p.name for p in blobs.parent.iterdir()] == ["blobs.csv"]

@@ -1,0 +1,162 @@
+"""The CPU backend as a guest of the machine: threads, first use, and kernels kept on disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bpgpu import cpu
+from bpgpu.cpu import CPUBackend, thread_count
+
+ROOT = Path(__file__).parent.parent
+TRAIN = """
+import sys, bpgpu, hashlib, numpy as np
+net = bpgpu.MLP([5, 8, 3], seed=1)
+X = np.random.default_rng(0).standard_normal((20, 5)).astype("f4")
+for _ in range(3):
+    net.train_step(X, np.arange(20) % 3, OPTIMIZER)
+print(hashlib.sha256(net.theta.tobytes()).hexdigest(), "numba" in sys.modules)
+""".replace("net =", "OPTIMIZER = bpgpu.SGD(0.1)\nnet =")
+
+
+def python(code: str, folder: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    variables = {**os.environ, "PYTHONPATH": str(folder), **environment}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=variables, cwd=folder, capture_output=True, text=True, check=True, timeout=120
+    )
+
+
+# -- threads -------------------------------------------------------------------------------------------------------------
+
+
+def test_thread_count_respects_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUMBA_NUM_THREADS", "3")
+    assert thread_count() == 3 == CPUBackend().threads
+    for wrong in ("0", "-1", "many"):
+        monkeypatch.setenv("NUMBA_NUM_THREADS", wrong)
+        with pytest.raises(ValueError, match=f"NUMBA_NUM_THREADS is '{wrong}'; expected a positive integer"):
+            thread_count()
+
+
+@pytest.mark.parametrize(("quota", "expected"), [("max 100000", None), ("100000 100000", 1), ("150000 100000", 2), ("", None)])
+def test_thread_count_respects_the_quota(
+    quota: str, expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
+    (tmp_path / "cpu.max").write_text(quota)
+    monkeypatch.setattr(cpu, "_QUOTA", tmp_path / "cpu.max")
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    assert thread_count() == min(available, expected or available)
+
+
+@pytest.mark.parametrize("threads", [0, -2, 1.5, "2"])
+def test_threads_must_be_a_positive_integer(threads: object) -> None:
+    with pytest.raises(ValueError, match="expected a positive integer"):
+        CPUBackend(threads)  # type: ignore[arg-type]
+
+
+def step(backend: CPUBackend) -> np.ndarray:
+    X, W = np.ones((300, 70), np.float32), np.ones((70, 90), np.float32)
+    return np.asarray(backend.dense_forward(X, W, np.zeros(90, np.float32), "relu"))
+
+
+def test_nothing_spins_while_idle() -> None:
+    backend = CPUBackend(threads=3)
+    step(backend)
+    time.sleep(0.05)
+    before = time.process_time()
+    time.sleep(0.4)
+    assert time.process_time() - before < 0.1
+
+
+def test_threads_leave_with_their_backend() -> None:
+    before = threading.active_count()
+    for _ in range(5):
+        backend = CPUBackend(threads=3)
+        assert (step(backend) == 70).all()
+        assert threading.active_count() == before + 2
+        del backend
+        deadline = time.monotonic() + 10
+        while threading.active_count() > before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert threading.active_count() == before
+
+
+def test_a_program_knows_how_many_steps_it_has() -> None:
+    backend = CPUBackend(threads=1)
+    source, target, losses = np.arange(12.0), np.empty(3), np.empty(2)
+    with backend.capture() as program:
+        backend.gather(source, np.arange(12), target)
+        backend.total(target, losses)
+    program.run(0, 2)
+    assert losses.tolist() == [3, 12] and target.tolist() == [3, 4, 5]
+    for first, steps in ((0, 3), (2, 1), (-1, 1), (1, -1)):
+        with pytest.raises(ValueError, match="of a program that has 2"):
+            program.run(first, steps)
+
+
+def test_captures_do_not_nest_and_end_with_their_block() -> None:
+    backend = CPUBackend(threads=1)
+    with backend.capture(), pytest.raises(RuntimeError, match="do not nest"), backend.capture():
+        pass
+    with pytest.raises(KeyError), backend.capture():
+        raise KeyError
+    assert (step(backend) == 70).all()
+
+
+# -- first use -----------------------------------------------------------------------------------------------------------
+
+
+def test_importing_is_light() -> None:
+    heavy = "numba", "llvmlite", "safetensors", "rich", "cupy", "pandas"
+    out = python(f"import sys, bpgpu; print([m for m in {heavy} if m in sys.modules])").stdout
+    assert out.strip() == "[]"
+
+
+def test_second_process_compiles_nothing_and_says_nothing(tmp_path: Path) -> None:
+    first, second = (python(TRAIN, BPGPU_CACHE_DIR=str(tmp_path / "kernels")) for _ in range(2))
+    assert first.stderr.count("compiling CPU kernels") == 1 and str(tmp_path) in first.stderr
+    assert second.stderr == ""
+    assert first.stdout.split()[1] == "True" and second.stdout.split()[1] == "False"  # Numba imported?
+    assert first.stdout.split()[0] == second.stdout.split()[0]
+
+
+def test_damaged_kernels_are_compiled_again(tmp_path: Path) -> None:
+    good = python(TRAIN, BPGPU_CACHE_DIR=str(tmp_path)).stdout.split()[0]
+    for i, file in enumerate(sorted(tmp_path.iterdir())):
+        content = file.read_bytes()
+        file.write_bytes((b"", content[: len(content) // 2], content[:-1] + bytes([content[-1] ^ 1]), b"x" * 100)[i % 4])
+    again = python(TRAIN, BPGPU_CACHE_DIR=str(tmp_path))
+    assert again.stdout.split()[0] == good and "compiling" in again.stderr
+    assert python(TRAIN, BPGPU_CACHE_DIR=str(tmp_path)).stderr == ""
+
+
+def test_no_writable_folder_is_said_and_works(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    result = python(TRAIN, BPGPU_CACHE_DIR=str(tmp_path / "file"))
+    assert "not kept" in result.stderr
+
+
+def test_an_edited_kernel_is_compiled_again(tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    for name in ("bpgpu", "kernels"):
+        shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    cache = {"BPGPU_CACHE_DIR": str(tmp_path / "kernels")}
+    first = python(TRAIN, copy, **cache)
+    update = copy / "kernels" / "update.py"
+    text = update.read_text()
+    assert text.count("fma(-lr, step, w)") == 1
+    update.write_text(text.replace("fma(-lr, step, w)", "fma(lr, step, w)"))
+    second = python(TRAIN, copy, **cache)
+    assert "compiling" in second.stderr and second.stdout != first.stdout
+    update.write_text(text)
+    third = python(TRAIN, copy, **cache)
+    assert third.stderr == "" and third.stdout.split()[0] == first.stdout.split()[0]

@@ -1,0 +1,621 @@
+"""The numerics contract, bit for bit: every number is defined by its inputs, whatever the blocks, threads and vectors.
+
+The oracle below is the contract written down once more, as plain loops over scalars: it shares nothing with kernels/.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import cpu_backend
+from llvmlite import ir
+from numba import njit
+from numba.core import types
+from numba.extending import intrinsic
+
+import bpgpu
+from bpgpu.backend import ACTIVATIONS, Backend
+
+Array = np.ndarray[Any, Any]
+BORDER = 256  # of the contract, not taken from the library
+
+# (examples, inputs, outputs).  Each length is in turn the one that is summed over: inputs in dense_forward, outputs in
+# hidden_delta, examples in dense_gradient.
+SHAPES = [
+    (1, 1, 1), (5, 7, 3), (33, 257, 19), (1, 700, 10), (700, 3, 5), (1, 5, 700), (2, 1, 1), (1, 1, 513), (1000, 1, 1),
+    *((3, K, 17) for K in (255, 256, 257, 513, 1000)),
+    *((9, 17, K) for K in (255, 256, 257, 513, 1000)),
+    *((K, 19, 33) for K in (255, 256, 257, 513, 1000)),
+    *((7, w, w) for w in (15, 16, 17, 31, 32, 33, 63, 64, 65)),
+    (65, 64, 63), (191, 5, 129), (192, 6, 128), (193, 7, 127), (6, 31, 97), (12, 193, 24), (13, 385, 47),
+]  # fmt: skip
+
+
+# -- the oracle -----------------------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+    """a b + c, rounded once."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = context.get_value_type(a)
+        name = "llvm.fma.f32" if isinstance(kind, ir.FloatType) else "llvm.fma.f64"
+        return builder.call(builder.module.declare_intrinsic(name, (), ir.FunctionType(kind, [kind] * 3)), args)
+
+    return (a(a, a, a), emit) if a == b == c and isinstance(a, types.Float) else None
+
+
+@njit
+def product(A: Array, B: Array) -> Array:
+    """A B: chunks of 256 terms, in each acc = fma(a, b, acc) from +0; the first chunk's sum copied, the others added."""
+    C = np.empty((A.shape[0], B.shape[1]), A.dtype)
+    for m in range(A.shape[0]):
+        for n in range(B.shape[1]):
+            total = A.dtype.type(0)
+            for start in range(0, A.shape[1], 256):
+                acc = A.dtype.type(0)
+                for k in range(start, min(start + 256, A.shape[1])):
+                    acc = fma(A[m, k], B[k, n], acc)
+                total = acc if start == 0 else total + acc
+            C[m, n] = total
+    return C
+
+
+@njit
+def column_sums(D: Array) -> Array:
+    """Plain sums over the rows, in the same chunks: in a chunk from its first term on, then the chunk sums."""
+    sums = np.empty(D.shape[1], D.dtype)
+    for n in range(D.shape[1]):
+        total = D.dtype.type(0)
+        for start in range(0, D.shape[0], 256):
+            chunk = D[start, n]
+            for k in range(start + 1, min(start + 256, D.shape[0])):
+                chunk = chunk + D[k, n]
+            total = chunk if start == 0 else total + chunk
+        sums[n] = total
+    return sums
+
+
+@njit
+def descend(w: Array, g: Array, v: Array, lr: Any, mu: Any, decay: Any, momentum: bool, nesterov: bool) -> None:
+    """The rules of kernels/update.py's docstring: every a b + c one fma."""
+    for i in range(w.size):
+        step = fma(decay, w[i], g[i])
+        if momentum:
+            v[i] = fma(mu, v[i], step)
+            step = fma(mu, v[i], step) if nesterov else v[i]
+        w[i] = fma(-lr, step, w[i])
+
+
+def rounded(q: Fraction, bits: int, smallest: int) -> float:
+    """The multiple of 2^smallest with at most `bits` bits that is nearest to q, ties to even."""
+    if q == 0:
+        return 0.0
+    size = abs(q)
+    exponent = size.numerator.bit_length() - size.denominator.bit_length()
+    exponent -= size < Fraction(2) ** exponent  # 2^exponent <= |q|
+    unit = Fraction(2) ** max(exponent - bits + 1, smallest)
+    return float(round(q / unit) * unit)
+
+
+def rational_product(a: Array, b: Array) -> float:
+    """One number of the product by exact rational arithmetic."""
+    bits, smallest = (24, -149) if a.dtype == np.float32 else (53, -1074)
+    total = 0.0
+    for start in range(0, len(a), BORDER):
+        acc = 0.0
+        for x, y in zip(a[start : start + BORDER].tolist(), b[start : start + BORDER].tolist(), strict=True):
+            acc = rounded(Fraction(x) * Fraction(y) + Fraction(acc), bits, smallest)
+        total = acc if start == 0 else rounded(Fraction(total) + Fraction(acc), bits, smallest)
+    return total
+
+
+# -- helpers --------------------------------------------------------------------------------------------------------------
+
+
+def numbers(rng: np.random.Generator, *shape: int, dtype: Any) -> Array:
+    """Numbers of very different sizes, so that another order of a sum gives other bits."""
+    return (rng.standard_normal(shape) * 2.0 ** rng.integers(-9, 9, shape)).astype(dtype)
+
+
+def assert_same_bits(got: Array, expected: Array, what: str = "") -> None:
+    """The same bits, NaN for NaN (the contract does not say which NaN)."""
+    assert got.shape == expected.shape and got.dtype == expected.dtype
+    words = "u4" if got.dtype == np.float32 else "u8"
+    same = got.view(words) == expected.view(words)
+    same |= np.isnan(got) & np.isnan(expected)
+    if not same.all():
+        where = np.unravel_index(int(same.argmin()), same.shape)
+        raise AssertionError(
+            f"{what} {(~same).sum()} of {same.size} differ, first {where}: {got[where]!r}, {expected[where]!r}"
+        )
+
+
+def digest(*arrays: Array) -> str:
+    return hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()
+
+
+@contextmanager
+def fenced(dtype: Any, *shapes: tuple[int, ...]) -> Iterator[list[Array]]:
+    """Arrays to be written to, one number off any alignment and between fences, which must be whole afterwards."""
+    lengths = [int(np.prod(shape)) for shape in shapes]
+    buffers = [np.full(length + 2 * 67, 7e7, dtype) for length in lengths]
+    inner = [buffer[67 : 67 + n].reshape(shape) for buffer, n, shape in zip(buffers, lengths, shapes, strict=True)]
+    yield inner
+    for buffer, n in zip(buffers, lengths, strict=True):
+        assert (buffer[:67] == 7e7).all() and (buffer[67 + n :] == 7e7).all(), "written beyond the array"
+
+
+def name_of(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+# -- the oracle is right, and the data can tell --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("K", [1, 3, 256, 258, 600])
+def test_oracle_is_the_rational_contract(K: int, dtype: np.dtype, rng: np.random.Generator) -> None:
+    A, B = numbers(rng, 2, K, dtype=dtype), numbers(rng, K, 2, dtype=dtype)
+    A[0] *= np.ldexp(dtype.type(1), -80 if dtype == np.float32 else -700)  # with B so small that subnormals come in
+    B[:, 0] *= np.ldexp(dtype.type(1), -50 if dtype == np.float32 else -355)
+    expected = [[rational_product(a, b) for b in B.T] for a in A]
+    assert_same_bits(product(A, B), np.array(expected, dtype))
+    assert K > 3 or 0 < abs(expected[0][0]) < np.finfo(dtype).tiny
+
+
+def test_the_order_shows_in_the_bits(dtype: np.dtype, rng: np.random.Generator) -> None:
+    """Another order, other chunks, two roundings instead of fma, or k split elsewhere: each would be seen."""
+    A, B = numbers(rng, 8, 1000, dtype=dtype), numbers(rng, 1000, 8, dtype=dtype)
+    right = product(A, B)
+    shifted = product(A[:, :250].copy(), B[:250].copy()) + product(A[:, 250:].copy(), B[250:].copy())
+    twice_rounded = np.zeros_like(right)
+    for start in range(0, 1000, BORDER):
+        chunk = np.zeros_like(right)
+        for k in range(start, min(start + BORDER, 1000)):
+            chunk = chunk + A[:, k : k + 1] * B[k : k + 1]
+        twice_rounded = chunk if start == 0 else twice_rounded + chunk
+    for wrong in (product(A[:, ::-1].copy(), B[::-1].copy()), shifted, A @ B, twice_rounded):
+        assert (wrong != right).mean() > 0.3
+
+
+# -- the operations -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=name_of)
+def test_products(shape: tuple[int, int, int], dtype: np.dtype, cpu: Backend, rng: np.random.Generator) -> None:
+    n, i, o = shape
+    X, W, b = numbers(rng, n, i, dtype=dtype), numbers(rng, i, o, dtype=dtype), numbers(rng, o, dtype=dtype)
+    dZ, saved = numbers(rng, n, o, dtype=dtype), numbers(rng, n, i, dtype=dtype)
+    Z = product(X, W) + b
+    below = product(dZ, W.T.copy())
+    with fenced(dtype, (n, o), (n, o), (n, i), (i, o), (o,)) as (A, kept, dZ_below, dW, db):
+        cpu.dense_forward(X, W, b, A=A)
+        assert_same_bits(A, Z, "dense_forward")
+        cpu.dense_forward(X, W, b, "relu", A=A, Z=kept)
+        assert_same_bits(kept, Z, "dense_forward, Z")
+        assert_same_bits(A, np.where(Z < 0, dtype.type(0), Z), "dense_forward, relu")
+        cpu.hidden_delta(dZ, W, saved, dZ_below=dZ_below)
+        assert_same_bits(dZ_below, below, "hidden_delta")
+        cpu.hidden_delta(dZ, W, saved, "relu", dZ_below=dZ_below)
+        assert_same_bits(dZ_below, below * (saved > 0).astype(dtype), "hidden_delta, relu")
+        cpu.dense_gradient(X, dZ, dW=dW, db=db)
+        assert_same_bits(dW, product(X.T.copy(), dZ), "dW")
+        assert_same_bits(db, column_sums(dZ), "db")
+
+
+RULES = {"sgd": (0.0, 0.01), "momentum": (0.9, 0.01), "nesterov": (0.9, 0.003)}  # momentum and weight decay
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("length", [1, 7, 16, 33, 257, 8191, 8193, 40_000])
+def test_update(rule: str, length: int, dtype: np.dtype, cpu: Backend, rng: np.random.Generator) -> None:
+    w, g, v = (numbers(rng, length, dtype=dtype) for _ in range(3))
+    hyper = np.array([0.05, *RULES[rule]], dtype)
+    expected_w, expected_v = w.copy(), v.copy()
+    descend(expected_w, g, expected_v, *hyper, rule != "sgd", rule == "nesterov")
+    with fenced(dtype, w.shape, w.shape) as (moved, velocity):
+        moved[:], velocity[:] = w, v
+        cpu.update(moved, g, rule, hyper, None if rule == "sgd" else velocity)
+        assert_same_bits(moved, expected_w, "w")
+        assert_same_bits(velocity, expected_v if rule != "sgd" else v, "v")
+    assert not np.array_equal(w, expected_w)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 7, 3), (257, 19, 33), (700, 33, 17), (1, 65, 31), (513, 200, 9)], ids=name_of)
+def test_dense_update_is_gradient_then_update(
+    rule: str, shape: tuple[int, int, int], dtype: np.dtype, cpu: Backend, rng: np.random.Generator
+) -> None:
+    n, i, o = shape
+    X, dZ = numbers(rng, n, i, dtype=dtype), numbers(rng, n, o, dtype=dtype)
+    W, b = numbers(rng, i, o, dtype=dtype), numbers(rng, o, dtype=dtype)
+    vW, vb = numbers(rng, i, o, dtype=dtype), numbers(rng, o, dtype=dtype)
+    momentum, decay = RULES[rule]
+    hyper = np.array([[0.05, momentum, decay], [0.03, momentum / 2, 0.0]], dtype)  # two rows that must not be mixed up
+    expected = [a.copy() for a in (W, b, vW, vb)]
+    dW, db = cpu.dense_gradient(X, dZ)
+    descend(expected[0].ravel(), dW.ravel(), expected[2].ravel(), *hyper[0], rule != "sgd", rule == "nesterov")
+    descend(expected[1], db, expected[3], *hyper[1], rule != "sgd", rule == "nesterov")
+    by_hand = [a.copy() for a in (W, b, vW, vb)]
+    cpu.update(by_hand[0].ravel(), dW.ravel(), rule, hyper[0], None if rule == "sgd" else by_hand[2].ravel())
+    cpu.update(by_hand[1], db, rule, hyper[1], None if rule == "sgd" else by_hand[3])
+    with fenced(dtype, *(a.shape for a in expected)) as folded:
+        for target, source in zip(folded, (W, b, vW, vb), strict=True):
+            target[:] = source
+        cpu.dense_update(X, dZ, folded[0], folded[1], rule, hyper, None if rule == "sgd" else (folded[2], folded[3]))
+        for name, got, hand, wanted in zip(("W", "b", "vW", "vb"), folded, by_hand, expected, strict=True):
+            if rule != "sgd" or not name.startswith("v"):
+                assert_same_bits(got, wanted, name)
+                assert_same_bits(hand, wanted, name)
+
+
+@pytest.mark.parametrize("length", [1, 2, 255, 256, 257, 512, 513, 1000])
+def test_total(length: int, dtype: np.dtype, cpu: Backend, rng: np.random.Generator) -> None:
+    losses = numbers(rng, length, dtype=dtype)
+    with fenced(dtype, (1,)) as (target,):
+        cpu.total(losses, target)
+        assert_same_bits(target, column_sums(losses[:, None].copy()))
+
+
+@pytest.mark.parametrize("outputs", [1, 5, 16, 33, 256, 257, 600])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_output_delta_of_absolute_error(
+    outputs: int, weighted: bool, dtype: np.dtype, cpu: Backend, rng: np.random.Generator
+) -> None:
+    """A loss that is one subtraction an output, so that only the order of the sum and the scale are left."""
+    n = 19
+    Z, y = numbers(rng, n, outputs, dtype=dtype), numbers(rng, n, outputs, dtype=dtype)
+    Z[0, 0] = y[0, 0]
+    scale = rng.uniform(0, 1, n if weighted else 1).astype(dtype)
+    with fenced(dtype, (n, outputs), (n,)) as (dZ, losses):
+        cpu.output_delta(Z, y, "absolute_error", "identity", scale=scale, dZ=dZ, losses=losses)
+        assert_same_bits(losses, column_sums(abs(Z - y).T.copy()) * scale, "losses")
+        assert_same_bits(dZ, np.sign(Z - y) * scale[:, None], "dZ")
+
+
+@pytest.mark.parametrize("activation", [*ACTIVATIONS, "softmax"])
+def test_activations_do_not_depend_on_the_place(
+    activation: str, dtype: np.dtype, cpu: Backend, rng: np.random.Generator
+) -> None:
+    """Fused in the forward pass, on its own, in place, in a full vector or at the ragged end: the same bits."""
+    Z = (4 * rng.standard_normal((21, 37))).astype(dtype)
+    with fenced(dtype, Z.shape, Z.shape) as (A, in_place):
+        cpu.activate(Z, activation, A=A)
+        in_place[:] = Z
+        cpu.activate(in_place, activation, A=in_place)
+        assert_same_bits(in_place, A, "in place")
+        if activation == "softmax":
+            assert_same_bits(np.concatenate([cpu.activate(row[None], activation) for row in Z]), A, "row by row")
+            return
+        alone = [cpu.activate(Z[:, c : c + 1].copy(), activation) for c in range(Z.shape[1])]
+        assert_same_bits(np.concatenate(alone, axis=1), A, "column by column")
+        unit, zeros = np.eye(37, dtype=dtype), np.zeros(37, dtype)
+        assert_same_bits(cpu.dense_forward(Z, unit, zeros, activation), A, "dense_forward")
+        gains = cpu.hidden_delta(np.ones((21, 1), dtype), np.ones((37, 1), dtype), A, activation)
+        one = [
+            cpu.hidden_delta(np.ones((1, 1), dtype), np.ones((1, 1), dtype), a.reshape(1, 1), activation)[0, 0]
+            for a in A[:2].ravel()
+        ]
+        assert_same_bits(np.array(one, dtype).reshape(2, 37), gains[:2].copy(), "hidden_delta")
+
+
+@pytest.mark.parametrize("place", [0, 100, 255, 256, 511])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_infinities_and_nan_propagate(
+    value: float, place: int, dtype: np.dtype, cpu: Backend, rng: np.random.Generator
+) -> None:
+    n, i, o = 5, 512, 6
+    X, W, b = numbers(rng, n, i, dtype=dtype), numbers(rng, i, o, dtype=dtype), numbers(rng, o, dtype=dtype)
+    X[2, place] = value
+    W[place, 4] = 0  # inf times 0 is NaN
+    Z = cpu.dense_forward(X, W, b)
+    assert_same_bits(Z, product(X, W) + b)
+    assert not np.isfinite(Z[2]).any() and np.isnan(Z[2, 4]) and np.isfinite(np.delete(Z, 2, 0)).all()
+    D = numbers(rng, 512, 3, dtype=dtype)
+    D[place, 1] = value
+    dW, db = cpu.dense_gradient(X.T.copy(), D)
+    assert_same_bits(dW, product(X.copy(), D), "dW")
+    assert_same_bits(db, column_sums(D), "db")
+    assert not np.isfinite(db[1]) and np.isfinite(db[[0, 2]]).all()
+    below = cpu.hidden_delta(X[:, :3].copy(), D, np.ones((n, 512), dtype))
+    assert_same_bits(below, product(X[:, :3].copy(), D.T.copy()), "hidden_delta")
+
+
+def test_overflow_becomes_an_infinity(dtype: np.dtype, cpu: Backend) -> None:
+    top = np.finfo(dtype).max
+    X, W = np.full((3, 400), top, dtype), np.full((400, 2), 2, dtype)
+    W[:, 1] = -2
+    Z = cpu.dense_forward(X, W, np.zeros(2, dtype))
+    assert (Z[:, 0] == np.inf).all() and (Z[:, 1] == -np.inf).all()
+
+
+def test_subnormals_and_negative_zeros_are_kept(dtype: np.dtype, cpu: Backend) -> None:
+    tiny, least = np.finfo(dtype).tiny, np.finfo(dtype).smallest_subnormal
+    X, W = np.full((2, 300), least, dtype), np.ones((300, 3), dtype)
+    W[:, 1], W[:, 2] = -1, 0.25
+    Z = cpu.dense_forward(X, W, np.array([0, -0.0, 0], dtype))
+    assert_same_bits(Z, np.tile(np.array([300 * least, -300 * least, 0], dtype), (2, 1)))
+    quotients = cpu.dense_forward(np.full((1, 1), tiny, dtype), np.full((1, 5), 0.5, dtype), np.zeros(5, dtype))
+    assert (quotients == tiny / 2).all() and (quotients > 0).all()
+    minus = np.full((300, 5), -0.0, dtype)
+    dW, db = cpu.dense_gradient(np.ones((300, 2), dtype), minus)
+    assert not np.signbit(dW).any(), "a product starts from +0"
+    assert np.signbit(db).all(), "a plain sum starts from its first term"
+    for name in ("identity", "relu", "leaky_relu", "tanh", "scaled_tanh", "elu", "selu", "gelu", "silu"):
+        assert np.signbit(cpu.activate(minus, name)).all(), f"{name} of -0"
+        small = cpu.activate(np.full((1, 5), 8 * least, dtype), name)
+        assert (small > 0).all(), f"{name} flushes subnormals"
+    w = np.full(5, 2 * least, dtype)
+    cpu.update(w, np.full(5, least, dtype), "sgd", np.array([1, 0, 0], dtype))
+    assert (w == least).all()
+
+
+# -- whole passes ---------------------------------------------------------------------------------------------------------
+
+LAYERS = [37, 64, 33, 10]
+MIXED = ["tanh", "gelu"]
+
+
+def examples(n: int, inputs: int = 37, classes: int = 10, dtype: Any = "float32", seed: int = 0) -> tuple[Array, Array]:
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal((n, inputs)).astype(dtype), rng.integers(0, classes, n)
+
+
+@pytest.mark.parametrize("row", [0, 5, 255, 256, 777, 999])
+def test_a_row_alone_and_in_a_batch_of_1000(row: int, dtype: np.dtype, cpu: Backend) -> None:
+    net = bpgpu.MLP(LAYERS, activation=MIXED, reduction="sum", dtype=dtype, backend=cpu)
+    X, y = examples(1000, dtype=dtype)
+    many, one = net.forward(X), net.forward(X[row : row + 1])
+    back, alone = net.backward(many, y), net.backward(one, y[row : row + 1])
+    for l in range(3):
+        assert_same_bits(one.a[l + 1][0], many.a[l + 1][row], f"a[{l + 1}]")
+        assert_same_bits(one.z(l)[0], many.z(l)[row], f"z({l})")
+        assert_same_bits(alone.delta[l][0], back.delta[l][row], f"delta[{l}]")
+    assert_same_bits(net.predict_proba(X[row : row + 1])[0], net.predict_proba(X)[row])
+
+
+@pytest.mark.parametrize("cuts", [[256], [512], [768], [256, 512], [512, 768], [256, 512, 768]], ids=str)
+def test_a_batch_split_on_borders(cuts: list[int], dtype: np.dtype, cpu: Backend) -> None:
+    """The first part may be of several chunks; every other one of one, because chunk sums are added in ascending order."""
+    net = bpgpu.MLP(LAYERS, activation=MIXED, reduction="sum", dtype=dtype, backend=cpu)
+    starts = [0, *cuts]
+    if len(cuts) < 3:
+        starts = sorted({0, *cuts, *range(cuts[0], 1000, BORDER)})
+    X, y = examples(1000, dtype=dtype)
+    whole, gradient = net.gradient(X, y)
+    parts = [net.gradient(X[s:e], y[s:e]) for s, e in zip(starts, [*starts[1:], 1000], strict=True)]
+    loss, total = dtype.type(parts[0][0]), parts[0][1]
+    for more, part in parts[1:]:
+        loss, total = loss + dtype.type(more), total + part
+    assert_same_bits(total, gradient)
+    assert loss == dtype.type(whole)
+
+
+def train(threads: int, dtype: Any, *, seed: int = 3) -> bpgpu.MLP:
+    net = bpgpu.MLP(LAYERS, activation=MIXED, dtype=dtype, seed=seed, backend=cpu_backend(threads))
+    X, y = examples(300, dtype=dtype)
+    net.fit(X, y, epochs=2, batch_size=37, optimizer=bpgpu.SGD(0.05, momentum=0.9, weight_decay=1e-4))
+    net.train_step(X, y, bpgpu.SGD(0.1, momentum=0.5, nesterov=True), sample_weight=np.linspace(0, 1, 300))
+    return net
+
+
+def test_training_does_not_depend_on_threads_or_the_run(dtype: np.dtype) -> None:
+    first = train(1, dtype)
+    assert np.isfinite(first.theta).all()
+    for threads in (1, 2, 3, 2, 3):
+        assert_same_bits(train(threads, dtype).theta, first.theta, f"{threads} threads")
+    assert digest(train(2, dtype, seed=4).theta) != digest(first.theta)
+
+
+def test_more_threads_than_work_and_many_runs() -> None:
+    """Hundreds of programs of almost no work: where a missing barrier shows."""
+    crowd = cpu_backend(7)
+    X, W, b = np.ones((1, 3), "f4"), np.ones((3, 2), "f4"), np.zeros(2, "f4")
+    for k in range(200):
+        X[0, 0] = k
+        assert crowd.dense_forward(X, W, b).tolist() == [[k + 2, k + 2]]
+
+
+@pytest.mark.parametrize("runs", [[(0, 6)], [(0, 1), (1, 4), (5, 1)], [(t, 1) for t in range(6)]], ids=["one", "three", "six"])
+def test_program_is_its_steps(runs: list[tuple[int, int]], dtype: np.dtype, cpu: Backend, rng: np.random.Generator) -> None:
+    """run(0, N) is N single runs, and both are the operations called one by one."""
+    X, order = numbers(rng, 40, 9, dtype=dtype), rng.permutation(40)[:36]
+    W, b, v = numbers(rng, 9, 5, dtype=dtype), np.zeros(5, dtype), (np.zeros((9, 5), dtype), np.zeros(5, dtype))
+    hyper = np.array([[0.001, 0.9, 0.01], [0.001, 0.9, 0]], dtype)
+
+    def step(t: int, batch: Array, A: Array, W: Array, b: Array, v: tuple[Array, Array], totals: Array) -> None:
+        cpu.dense_forward(batch, W, b, "tanh", A=A)
+        cpu.total(A[0], totals)
+        cpu.dense_update(batch, A, W, b, "momentum", hyper, v)
+
+    W1, b1, v1 = W.copy(), b.copy(), (v[0].copy(), v[1].copy())
+    expected = np.zeros(6, dtype)
+    for t in range(6):
+        step(t, X[order[6 * t : 6 * t + 6]], np.empty((6, 5), dtype), W1, b1, v1, expected[t : t + 1])
+    batch, A, totals, before = np.empty((6, 9), dtype), np.empty((6, 5), dtype), np.zeros(6, dtype), W.copy()
+    with cpu.capture() as program:
+        cpu.gather(X, order, batch)
+        step(0, batch, A, W, b, v, totals)
+    assert_same_bits(W, before, "recording runs nothing:")
+    for first, steps in runs:
+        program.run(first, steps)
+    for got, wanted in ((W, W1), (b, b1), (v[0], v1[0]), (v[1], v1[1]), (totals, expected)):
+        assert_same_bits(got, wanted)
+    for first, steps in ((0, 7), (6, 1), (-1, 1), (0, -1)):
+        with pytest.raises(ValueError, match="of a program that has 6"):
+            program.run(first, steps)
+    assert_same_bits(W, W1)
+
+
+# -- other machines -------------------------------------------------------------------------------------------------------
+
+TRAINING = """
+import hashlib, os
+import numpy as np, bpgpu
+from bpgpu.cpu import CPUBackend
+digests = []
+for dtype in ("float32", "float64"):
+    rng = np.random.default_rng(5)
+    X, y = rng.standard_normal((300, 37)).astype(dtype), rng.integers(0, 10, 300)
+    net = bpgpu.MLP([37, 65, 33, 10], activation=["tanh", "gelu"], dtype=dtype, seed=1, backend=CPUBackend(threads=2))
+    net.fit(X, y, epochs=2, batch_size=67, optimizer=bpgpu.SGD(0.1, momentum=0.9))
+    loss, gradient = net.gradient(X, y)
+    for array in (net.theta, gradient, net.predict_proba(X)):
+        assert np.isfinite(array).all()
+        digests.append(hashlib.sha256(array.tobytes()).hexdigest())
+"""
+
+MACHINES = {
+    "SSE2": {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""},  # fma is a call of libm
+    "SSE2-by-name": {"NUMBA_CPU_NAME": "generic"},
+    "AVX-no-fma": {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "+avx,+sse4.2,+sse4.1,+ssse3,+sse3,+sse2,+popcnt,+cx16"},
+    "AVX2": {
+        "NUMBA_CPU_NAME": "haswell",
+        "NUMBA_CPU_FEATURES": "+avx,+avx2,+fma,+sse4.2,+sse4.1,+ssse3,+sse3,+sse2,+popcnt,+cx16",
+    },
+}
+
+
+def needed(machine: dict[str, str]) -> set[str]:
+    return {f[1:] for f in machine.get("NUMBA_CPU_FEATURES", "").split(",") if f} & {"avx", "avx2", "fma"}
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_smaller_machines_give_the_same_bits(machine: str, tmp_path: Path) -> None:
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        pytest.skip("these machines are x86-64")
+    import llvmlite.binding as llvm
+
+    if missing := sorted(f for f in needed(MACHINES[machine]) if not llvm.get_host_cpu_features().get(f)):
+        pytest.skip(f"this processor has no {', '.join(missing)}")
+    here: dict[str, Any] = {}
+    exec(TRAINING, here)
+    env = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_CPU")}
+    env |= MACHINES[machine] | {"BPGPU_CACHE_DIR": str(tmp_path / "cache")}
+    there = subprocess.run(
+        [sys.executable, "-c", TRAINING + "print(*digests)"], env=env, capture_output=True, text=True, timeout=300
+    )
+    assert there.returncode == 0, there.stderr
+    assert there.stdout.split() == here["digests"]
+    assert list((tmp_path / "cache").glob("*.kernel")), "the kernels were not compiled for that machine"
+
+
+# -- nothing outside of the arrays is read --------------------------------------------------------------------------------
+
+AT_THE_EDGE = """
+import ctypes, mmap, sys
+import numpy as np
+from bpgpu.cpu import CPUBackend
+libc = ctypes.CDLL(None, use_errno=True)
+pages = []
+def edge(array, at_end):
+    '''A copy that ends where a page begins that may not be touched (or begins where one ends).'''
+    size = -(-max(array.nbytes, 1) // mmap.PAGESIZE) * mmap.PAGESIZE
+    memory = mmap.mmap(-1, size + 2 * mmap.PAGESIZE)
+    base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for page in (base, base + mmap.PAGESIZE + size):
+        assert libc.mprotect(ctypes.c_void_p(page), ctypes.c_size_t(mmap.PAGESIZE), 0) == 0
+    start = mmap.PAGESIZE + (size - array.nbytes if at_end else 0)
+    copy = np.frombuffer(memory, array.dtype, array.size, start).reshape(array.shape)
+    copy[...] = array
+    pages.append(memory)
+    return copy
+rng = np.random.default_rng(0)
+for dtype in ("float32", "float64"):
+  for at_end in (True, False):
+    def new(*shape): return edge(rng.standard_normal(shape).astype(dtype), at_end)
+    for b in (CPUBackend(threads=1), CPUBackend(threads=2)):
+      for n, i, o in ((1, 1, 1), (5, 7, 3), (33, 257, 19), (6, 16, 16), (7, 33, 15), (300, 17, 31), (2, 64, 65), (193, 3, 9)):
+        X, W, bias, Z, D, S = new(n, i), new(i, o), new(o), new(n, o), new(n, o), new(n, i)
+        v, hyper = (new(i, o), new(o)), edge(np.array([[.1, .9, .01]] * 2, dtype), at_end)
+        b.dense_forward(X, W, bias, "relu", A=new(n, o), Z=Z)
+        b.hidden_delta(D, W, S, "relu", dZ_below=new(n, i))
+        b.dense_gradient(X, D, dW=new(i, o), db=new(o))
+        b.dense_update(X, D, W, bias, "momentum", hyper, v)
+        b.update(new(o), new(o), "sgd", edge(np.array([.1, 0, 0], dtype), at_end))
+        b.activate(Z, "relu", A=new(n, o)); b.activate(Z, "softmax", A=new(n, o))
+        labels = edge(rng.integers(0, o, n), at_end)
+        for scale in (new(1), new(n)):
+            b.output_delta(Z, labels, scale=scale, dZ=new(n, o), losses=new(n))
+            b.output_delta(Z, new(n, o), "absolute_error", "identity", scale=scale, dZ=new(n, o), losses=new(n))
+        b.gather(X, edge(rng.permutation(n), at_end), new(n, i)); b.gather(labels, edge(rng.permutation(n), at_end), labels.copy())
+        b.total(edge(Z[:, 0], at_end), new(1))
+print("whole")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs mprotect as Linux has it")
+def test_nothing_beyond_an_array_is_touched() -> None:
+    """Arrays that end where unmapped memory begins, as the caller's may: one element too far is a crash."""
+    done = subprocess.run([sys.executable, "-c", AT_THE_EDGE], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stdout.strip() == "whole", (done.returncode, done.stderr[-2000:])
+
+
+# -- the seam refuses before it does anything ------------------------------------------------------------------------------
+
+
+def seam_calls() -> dict[str, Callable[[Backend], object]]:
+    """Calls that must raise ValueError or TypeError: wrong shapes, dtypes, layouts, names."""
+    one, row = np.ones((4, 6), "f4"), np.ones(6, "f4")
+    W, hyper = np.ones((6, 6), "f4"), np.ones((2, 3), "f4")
+    wide = np.ones((4, 12), "f4")
+    readonly = np.ones(6, "f4")
+    readonly.flags.writeable = False
+    labels, order = np.zeros(4, np.int64), np.arange(8)
+    return {
+        "shape": lambda b: b.dense_forward(one, np.ones((5, 6), "f4"), row),
+        "bias": lambda b: b.dense_forward(one, W, np.ones(5, "f4")),
+        "dtypes mixed": lambda b: b.dense_forward(one, W.astype("f8"), row),
+        "float16": lambda b: b.activate(one.astype("f2"), "relu"),
+        "byte order": lambda b: b.activate(one.astype(">f4"), "relu"),
+        "integers": lambda b: b.activate(one.astype("i4"), "relu"),
+        "list": lambda b: b.activate([[1.0]], "relu"),
+        "no columns": lambda b: b.activate(np.ones((3, 0), "f4"), "relu"),
+        "Fortran": lambda b: b.dense_forward(np.asfortranarray(one), W, row),
+        "every other column": lambda b: b.activate(wide[:, ::2], "relu"),
+        "A not C": lambda b: b.activate(one, "relu", A=wide[:, ::2]),
+        "name": lambda b: b.activate(one, "rleu"),
+        "softmax hidden": lambda b: b.dense_forward(one, W, row, "softmax"),
+        "loss and activation": lambda b: b.output_delta(one, one, "cross_entropy", "sigmoid"),
+        "labels of a regression": lambda b: b.output_delta(one, labels, "squared_error", "identity"),
+        "int32 labels": lambda b: b.output_delta(one, labels.astype("i4")),
+        "few labels": lambda b: b.output_delta(one, labels[:3]),
+        "scale shape": lambda b: b.output_delta(one, labels, scale=np.ones(3, "f4")),
+        "scale dtype": lambda b: b.output_delta(one, labels, scale=np.ones(4, "f8")),
+        "scale not C": lambda b: b.output_delta(one, labels, scale=np.ones(8, "f4")[::2]),
+        "losses shape": lambda b: b.output_delta(one, labels, losses=np.ones(3, "f4")),
+        "rule": lambda b: b.update(row.copy(), row, "adam", hyper[0]),
+        "no velocity": lambda b: b.update(row.copy(), row, "momentum", hyper[0]),
+        "velocity shape": lambda b: b.update(row.copy(), row, "momentum", hyper[0], row[:5].copy()),
+        "velocity dtype": lambda b: b.update(row.copy(), row, "momentum", hyper[0], row.astype("f8")),
+        "velocity not C": lambda b: b.update(row.copy(), row, "momentum", hyper[0], np.ones(12, "f4")[::2]),
+        "one velocity": lambda b: b.dense_update(one, one, W.copy(), row.copy(), "momentum", hyper, (W.copy(),)),
+        "parameter read-only": lambda b: b.update(readonly, row, "sgd", hyper[0]),
+        "A read-only": lambda b: b.activate(readonly[None].copy(), "relu", A=readonly[None]),
+        "gather dtypes": lambda b: b.gather(one, order[:4], one.astype("f8")),
+        "gather order too short": lambda b: b.gather(one, order[:2], np.empty((4, 6), "f4")),
+        "gather order not C": lambda b: b.gather(one, np.zeros(16, np.int64)[::2], np.empty((4, 6), "f4")),
+        "gather source not C": lambda b: b.gather(wide[:, ::2], order[:4], np.empty((4, 6), "f4")),
+        "gather target not C": lambda b: b.gather(one, order[:4], wide[:, ::2]),
+        "gather nothing": lambda b: b.gather(one, order[:4], np.empty((0, 6), "f4")),
+        "total dtypes": lambda b: b.total(row, np.empty(1, "f8")),
+    }
+
+
+@pytest.mark.parametrize("call", seam_calls())
+def test_the_seam_refuses(call: str) -> None:
+    with pytest.raises((ValueError, TypeError)) as error:
+        seam_calls()[call](cpu_backend(1))
+    assert "\n" not in str(error.value) and len(str(error.value)) > 20
