@@ -5,9 +5,10 @@ net.fit(X, y, epochs=10, optimizer=bpgpu.SGD(0.05, momentum=0.9), validation_dat
 net.predict(X_new)
 """
 
-from .backend import ACTIVATIONS, LOSSES, Backend, BackendUnavailable, backends, get_backend
+from .backend import Backend, BackendUnavailable, backends, get_backend
 from .data import Data, load_data, mnist10k
 from .files import load
+from .kernels.names import ACTIVATIONS, LOSSES
 from .mlp import MLP, Backward, Passes
 from .optim import SGD
 from .training import Diverged, History, Progress

@@ -11,6 +11,7 @@ runs the whole list for step = first, first + 1, ...: one call for many training
 from __future__ import annotations
 
 import sys
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,16 +20,11 @@ from typing import Any
 import numpy as np
 
 from .checks import nearest
+from .kernels.names import ACTIVATIONS, LOSSES, RULES
 
 Array = Any  # a NumPy array on "cpu" and "numpy", a CuPy array on "cuda"
 
-ACTIVATIONS = (
-    "identity", "sigmoid", "tanh", "scaled_tanh", "relu", "leaky_relu", "elu", "selu", "gelu", "silu", "softplus",
-)  # fmt: skip
-LOSSES = ("cross_entropy", "binary_cross_entropy", "squared_error", "absolute_error", "huber")
-RULES = ("sgd", "momentum", "nesterov")
 DTYPES = ("float32", "float64")
-SAVES_Z = frozenset({"gelu", "silu"})  # activations whose f'(z) is no function of a
 
 
 class BackendUnavailable(RuntimeError):
@@ -61,18 +57,23 @@ class Backend(ABC):
     name: str
 
     def __init__(self) -> None:
-        self.recorder: Program | None = None
+        self._of_thread = threading.local()  # one Python thread may record while another one computes
+
+    @property
+    def recorder(self) -> Program | None:
+        """The Program that this thread's operations go into, if it is in a capture."""
+        return getattr(self._of_thread, "recorder", None)
 
     @contextmanager
     def capture(self) -> Iterator[Program]:
         """Record the operations of a with block in a Program instead of running them."""
         if self.recorder is not None:
             raise RuntimeError("a capture is under way already; captures do not nest")
-        self.recorder = self._new_program()
+        self._of_thread.recorder = program = self._new_program()
         try:
-            yield self.recorder
+            yield program
         finally:
-            self.recorder = None
+            self._of_thread.recorder = None
 
     def _limit(self, steps: int) -> None:
         if self.recorder is not None:

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from . import __version__
-from .backend import ACTIVATIONS, LOSSES, BackendUnavailable
+from .backend import BackendUnavailable
 from .data import Data, load_data, mnist10k
 from .files import load
+from .kernels.names import ACTIVATIONS, LOSSES
 from .mlp import MLP
 from .optim import SGD
 from .random import SPLIT, permutation
@@ -63,9 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--learning-rate", type=float, default=0.05, help="size of a step")
     add("--momentum", type=float, default=0.9, help="share of the last step that goes on")
     add("--weight-decay", type=float, default=0.0, help="L2 penalty")
-    add(
-        "--validation", type=float, default=0.1, metavar="SHARE", help="of the training data, to choose the best epoch by"
-    )
+    add("--validation", type=float, default=0.1, metavar="SHARE", help="of the training data, to choose the best epoch by")
     add("--seed", type=int, default=0, help="of initial weights, shuffles and splits")
     add("--backend", default="cpu", help="cpu, cuda, auto or numpy")
     add("--dtype", default="float32", help="float32 or float64")

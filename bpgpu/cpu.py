@@ -173,11 +173,10 @@ class CPUBackend(Backend):
         return CPUProgram(self)
 
     def _issue(self, address: int, job: Array, *alive: Any) -> None:
-        if isinstance(self.recorder, CPUProgram):
-            self.recorder.add(address, job, alive)
-        else:
-            program = CPUProgram(self)
-            program.add(address, job, alive)
+        recorder = self.recorder
+        program = recorder if isinstance(recorder, CPUProgram) else CPUProgram(self)
+        program.add(address, job, alive)
+        if recorder is None:
             program.run()
 
     def _product(
@@ -282,7 +281,7 @@ class CPUBackend(Backend):
 
     def _gather(self, source: Array, order: Array, target: Array) -> None:
         job = _record(
-            records.GATHER, source=_address(source), row_bytes=target.strides[0], order=_address(order),
+            records.GATHER, source=_address(source), row_bytes=target.nbytes // len(target), order=_address(order),
             rows=len(target), target=_address(target),
         )  # fmt: skip
         self._issue(kernel("gather"), job, source, order, target)

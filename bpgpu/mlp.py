@@ -16,8 +16,9 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from .backend import ACTIVATIONS, DTYPES, LOSSES, SAVES_Z, Array, Backend, check_pair, get_backend
+from .backend import DTYPES, Array, Backend, check_pair, get_backend
 from .checks import as_labels, as_matrix, as_targets, as_weights, nearest
+from .kernels.names import ACTIVATIONS, LOSSES, SAVES_Z
 from .optim import SGD
 from .random import WEIGHTS, check_seed, uniform
 

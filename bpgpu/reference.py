@@ -98,8 +98,9 @@ class NumPyBackend(Backend):
         return NumPyProgram()
 
     def _do(self, operation: Callable[[int], None]) -> None:
-        if isinstance(self.recorder, NumPyProgram):
-            self.recorder.operations.append(operation)
+        recorder = self.recorder
+        if isinstance(recorder, NumPyProgram):
+            recorder.operations.append(operation)
         else:
             operation(0)
 

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .backend import SAVES_Z, Array, Program
+from .backend import Array, Program
 from .checks import as_matrix, as_weights
+from .kernels.names import SAVES_Z
 from .optim import SGD
 from .random import SHUFFLE, permutation
 

@@ -10,9 +10,6 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from . import compiler
-from .machine import lanes
-
 # name of a kernel: file and function that make it
 _MAKERS = {
     "product": ("product", "product"),
@@ -35,9 +32,13 @@ def kernel(name: str, dtype: str | None = None, *options: str) -> int:
     """The address of a kernel for this machine; options name its activation, loss, rule.  Compiled if it has to be."""
 
     def make() -> Callable[..., None]:
+        from .machine import lanes
+
         file, function = _MAKERS[name]
         maker: Callable[..., Any] = getattr(import_module(f".{file}", __package__), function)
         made: Callable[..., None] = maker(lanes(dtype), *options) if dtype is not None else maker()
         return made
+
+    from . import compiler
 
     return compiler.address(".".join((name, dtype or "", *options)), make)

@@ -13,8 +13,6 @@ from .functions import functions
 from .machine import Lanes
 from .vector import absolute, fma, njit, select, splat
 
-SAVES_Z = frozenset({"gelu", "silu"})  # all others save a
-
 SCALED_TANH, TANH_SCALE = 1.7159, 2.0 / 3.0  # LeCun, Efficient BackProp (1998)
 LEAK = 0.01
 SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772  # Klambauer et al. (2017)

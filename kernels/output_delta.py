@@ -13,10 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .activations import SAVES_Z, activation
+from .activations import activation
 from .functions import functions
 from .losses import elementwise
 from .machine import CHUNK, Lanes
+from .names import SAVES_Z
 from .records import ACTIVATE, OUTPUT, TOTAL
 from .team import record, take
 from .vector import load_label, load_splat, load_up_to, njit, select, store_first, store_up_to

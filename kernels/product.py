@@ -7,7 +7,7 @@ row_block x col_block, and goes along k in chunks of CHUNK: the chunk of B is pa
 tiles of 6 x width sums stay in registers for the whole chunk.  The finished block, in cache, goes to `finish`: bias and
 activation, times f'(z), or the weight update, whatever the operation is; that function alone writes to C.
 
-The order of every sum is the contract of DESIGN: in a chunk acc = fma(a, b, acc) from +0 for ascending k, then the chunk
+The order of every sum is that of README.md: in a chunk acc = fma(a, b, acc) from +0 for ascending k, then the chunk
 sums added in ascending order.  Rows, columns, blocks and threads are independent sums and may go in any order.
 """
 
