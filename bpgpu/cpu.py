@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Backend, Program
+from .backend import Program
 from .kernels import kernel, records
 from .kernels.machine import TILE_ROWS, lanes
+from .launching import KernelBackend, new_record
 
 Array = np.ndarray[Any, Any]
 
@@ -37,15 +38,8 @@ def thread_count() -> int:
     return max(1, count)
 
 
-def _address(array: Array | None) -> int:
-    return 0 if array is None else int(array.ctypes.data)
-
-
-def _record(dtype: np.dtype[np.void], **fields: int) -> Array:
-    record = np.zeros((), dtype)
-    for name, value in fields.items():
-        record[name] = value
-    return record
+def _address(array: Array) -> int:
+    return int(array.ctypes.data)
 
 
 def _even(length: int, most: int, unit: int) -> int:
@@ -131,12 +125,12 @@ class CPUProgram(Program):
     def _run(self, first_step: int, steps: int) -> None:
         if self._program is None:
             self._table = np.array(self._entries, records.ENTRY)
-            self._program = _record(records.PROGRAM, entries=_address(self._table), length=len(self._table))
+            self._program = new_record(records.PROGRAM, entries=_address(self._table), length=len(self._table))
         self._program["first_step"], self._program["steps"] = first_step, steps
         self._backend.team.run(self._program)
 
 
-class CPUBackend(Backend):
+class CPUBackend(KernelBackend):
     """Operations on NumPy arrays by kernels/*.py, on `threads` threads (default: what thread_count says)."""
 
     name = "cpu"
@@ -169,33 +163,28 @@ class CPUBackend(Backend):
     def to_numpy(self, array: Array) -> Array:
         return array
 
+    def address(self, array: Array) -> int:
+        return _address(array)
+
     def _new_program(self) -> CPUProgram:
         return CPUProgram(self)
 
-    def _issue(self, address: int, job: Array, *alive: Any) -> None:
-        recorder = self.recorder
+    def _launch(self, name: str, dtype: str | None, options: tuple[str, ...], job: Array, items: int, *alive: Any) -> None:
+        address, recorder = kernel(name, dtype, *options), self.recorder
         program = recorder if isinstance(recorder, CPUProgram) else CPUProgram(self)
         program.add(address, job, alive)
         if recorder is None:
             program.run()
 
-    def _product(
-        self, A: Array, A_transposed: bool, B: Array, B_transposed: bool, block: tuple[int, int], finish: int,
-        finish_job: Array, *alive: Any,
-    ) -> None:  # fmt: skip
-        """One launch of kernels/product.py, in blocks of at most (rows, columns)."""
-        (M, K), (A_row, A_k) = (A.shape[::-1], A.strides[::-1]) if A_transposed else (A.shape, A.strides)
-        N = B.shape[0] if B_transposed else B.shape[1]
-        rows, cols = self._blocks(M, N, block, lanes(B.dtype.name).width)
-        job = _record(
-            records.PRODUCT, A=_address(A), A_row=A_row, A_k=A_k, B=_address(B), B_row=B.strides[0],
-            B_transposed=B_transposed, M=M, N=N, K=K, row_block=rows, col_block=cols,
-            finish=finish, finish_job=_address(finish_job),
-        )  # fmt: skip
-        self._issue(kernel("product", B.dtype.name), job, A, B, finish_job, *alive)
+    def _launch_product(self, name: str, dtype: str, option: str, product: Array, job: Array, *alive: Any) -> None:
+        most = (96, 256) if name == "dense_gradient" else (192, 128)
+        width = lanes(dtype).width
+        product["row_block"], product["col_block"] = self._blocks(int(product["M"]), int(product["N"]), most, width)
+        product["finish"], product["finish_job"] = kernel(name, dtype, option), _address(job)
+        self._launch("product", dtype, (), product, 0, job, *alive)
 
     def _blocks(self, M: int, N: int, most: tuple[int, int], width: int) -> tuple[int, int]:
-        """Rows and columns of a thread's block: evenly cut, and so small that every thread has several."""
+        """Rows and columns of a thread's block of C: evenly cut, and so small that every thread has several."""
         rows, cols = _even(M, most[0], TILE_ROWS), _even(N, most[1], width)
         wanted = 6 * self.threads if self.threads > 1 else 1
         while -(-M // rows) * -(-N // cols) < wanted and (cols > 2 * width or rows > 4 * TILE_ROWS):
@@ -204,91 +193,3 @@ class CPUBackend(Backend):
             else:
                 rows = _even(M, rows // 2, TILE_ROWS)
         return rows, cols
-
-    def _dense_forward(self, X: Array, W: Array, b: Array, activation: str, A: Array, Z: Array | None) -> None:
-        job = _record(
-            records.FORWARD, bias=_address(b), A=_address(A), A_row=A.strides[0],
-            Z=_address(Z), Z_row=0 if Z is None else Z.strides[0],
-        )  # fmt: skip
-        finish = kernel("dense_forward", X.dtype.name, activation)
-        self._product(X, False, W, False, (192, 128), finish, job, b, A, Z)
-
-    def _hidden_delta(self, dZ: Array, W: Array, saved: Array, activation: str, dZ_below: Array) -> None:
-        job = _record(
-            records.HIDDEN, saved=_address(saved), saved_row=saved.strides[0],
-            dZ=_address(dZ_below), dZ_row=dZ_below.strides[0],
-        )  # fmt: skip
-        finish = kernel("hidden_delta", W.dtype.name, activation)
-        self._product(W, False, dZ, True, (192, 128), finish, job, saved, dZ_below)
-
-    def _dense_gradient(self, X: Array, dZ: Array, dW: Array, db: Array) -> None:
-        self._weight_and_bias(X, dZ, dW, db, "store", None, None)
-
-    def _dense_update(
-        self, X: Array, dZ: Array, W: Array, b: Array, rule: str, hyper: Array, states: tuple[Array, Array] | None
-    ) -> None:
-        self._weight_and_bias(X, dZ, W, b, rule, hyper, states)
-
-    def _weight_and_bias(
-        self,
-        X: Array,
-        dZ: Array,
-        W: Array,
-        b: Array,
-        rule: str,
-        hyper: Array | None,
-        states: tuple[Array, Array] | None,
-    ) -> None:
-        hyper_W, hyper_b = (None, None) if hyper is None else hyper
-        state_W, state_b = states or (None, None)
-        job = self._update_record(W, hyper_W, state_W)
-        finish = kernel("dense_gradient", X.dtype.name, rule)
-        self._product(X, True, dZ, False, (96, 256), finish, job, W, hyper, states)
-        update = self._update_record(b, hyper_b, state_b)
-        sums = _record(
-            records.COLUMN_SUM, dZ=_address(dZ), dZ_row=dZ.strides[0], rows=len(dZ), columns=dZ.shape[1],
-            update=_address(update),
-        )  # fmt: skip
-        self._issue(kernel("column_sum", X.dtype.name, rule), sums, update, dZ, b, hyper, states)
-
-    @staticmethod
-    def _update_record(parameter: Array, hyper: Array | None, state: Array | None) -> Array:
-        return _record(
-            records.UPDATE, parameter=_address(parameter), row=parameter.strides[0],
-            hyper=_address(hyper), state=_address(state),
-        )  # fmt: skip
-
-    def _update(self, parameter: Array, gradient: Array, rule: str, hyper: Array, state: Array | None) -> None:
-        update = self._update_record(parameter, hyper, state)
-        job = _record(records.FLAT_UPDATE, gradient=_address(gradient), length=gradient.size, update=_address(update))
-        self._issue(kernel("update", gradient.dtype.name, rule), job, update, parameter, gradient, hyper, state)
-
-    def _activate(self, Z: Array, activation: str, A: Array) -> None:
-        job = _record(
-            records.ACTIVATE, Z=_address(Z), Z_row=Z.strides[0], rows=len(Z), columns=Z.shape[1],
-            A=_address(A), A_row=A.strides[0],
-        )  # fmt: skip
-        self._issue(kernel("activate", Z.dtype.name, activation), job, Z, A)
-
-    def _output_delta(self, Z: Array, y: Array, loss: str, activation: str, scale: Array, dZ: Array, losses: Array) -> None:
-        job = _record(
-            records.OUTPUT, Z=_address(Z), Z_row=Z.strides[0], rows=len(Z), columns=Z.shape[1],
-            y=_address(y), y_row=y.strides[0], scale=_address(scale), scale_step=0 if len(scale) == 1 else scale.itemsize,
-            dZ=_address(dZ), dZ_row=dZ.strides[0], losses=_address(losses),
-        )  # fmt: skip
-        targets = "labels" if y.ndim == 1 else "targets"
-        self._issue(kernel("output_delta", Z.dtype.name, loss, activation, targets), job, Z, y, scale, dZ, losses)
-
-    def _gather(self, source: Array, order: Array, target: Array) -> None:
-        job = _record(
-            records.GATHER, source=_address(source), row_bytes=target.nbytes // len(target), order=_address(order),
-            rows=len(target), target=_address(target),
-        )  # fmt: skip
-        self._issue(kernel("gather"), job, source, order, target)
-
-    def _total(self, numbers: Array, target: Array) -> None:
-        job = _record(
-            records.TOTAL, numbers=_address(numbers), length=len(numbers), target=_address(target),
-            target_step=target.itemsize,
-        )  # fmt: skip
-        self._issue(kernel("total", numbers.dtype.name), job, numbers, target)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .machine import CHUNK, Lanes
-from .records import COLUMN_SUM, UPDATE
+from .records import COLUMN_SUM, UPDATE, offset
 from .team import record, take
 from .update import rule
 from .vector import load, load_up_to
@@ -31,7 +31,7 @@ def finish(V: Lanes, name: str) -> Callable[..., None]:
 
 def column_sum(V: Lanes, name: str) -> Callable[..., None]:
     """The kernel of db; its job is a COLUMN_SUM record."""
-    apply, lanes, size = rule(V, name), V.lanes, V.itemsize
+    apply, lanes, size, PARAMETERS = rule(V, name), V.lanes, V.itemsize, offset(COLUMN_SUM, "update")
 
     def column_sum(job: int, team: int, rank: int, step: int) -> None:
         p = record(COLUMN_SUM, job)
@@ -44,7 +44,7 @@ def column_sum(V: Lanes, name: str) -> Callable[..., None]:
                 for n in range(start + 1, min(start + CHUNK, p.rows)):
                     chunk = chunk + load_up_to(V, p.dZ + n * p.dZ_row + column, count)
                 total = total + chunk if start > 0 else chunk
-            apply(p.update, column, total, count)
+            apply(job + PARAMETERS, column, total, count)
             item = take(team)
 
     return column_sum

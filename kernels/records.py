@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 
-def _words(*names: str) -> np.dtype[np.void]:
-    return np.dtype([(name, "i8") for name in names])
+def _words(*names: str, **parts: np.dtype[np.void]) -> np.dtype[np.void]:
+    return np.dtype([(name, "i8") for name in names] + list(parts.items()))
 
 
 def _apart(*names: str) -> np.dtype[np.void]:
@@ -30,9 +30,15 @@ PRODUCT = _words(
 FORWARD = _words("bias", "A", "A_row", "Z", "Z_row")
 HIDDEN = _words("saved", "saved_row", "dZ", "dZ_row")
 UPDATE = _words("parameter", "row", "hyper", "state")
-COLUMN_SUM = _words("dZ", "dZ_row", "rows", "columns", "update")
-FLAT_UPDATE = _words("gradient", "length", "update")
+COLUMN_SUM = _words("dZ", "dZ_row", "rows", "columns", update=UPDATE)
+FLAT_UPDATE = _words("gradient", "length", update=UPDATE)
 OUTPUT = _words("Z", "Z_row", "rows", "columns", "y", "y_row", "scale", "scale_step", "dZ", "dZ_row", "losses")
 ACTIVATE = _words("Z", "Z_row", "rows", "columns", "A", "A_row")
 GATHER = _words("source", "row_bytes", "order", "rows", "target")
 TOTAL = _words("numbers", "length", "target", "target_step")
+
+
+def offset(dtype: np.dtype[np.void], field: str) -> int:
+    """Where in a record a field starts, in bytes."""
+    assert dtype.fields is not None
+    return int(dtype.fields[field][1])

@@ -15,13 +15,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .records import ENTRY, MEMBER, PROGRAM, TEAM
+from .records import ENTRY, MEMBER, PROGRAM, TEAM, offset
 from .vector import njit
 
 SPINS = 20_000  # some tens of microseconds
@@ -91,11 +90,6 @@ def atomic_load(typingctx: Any, address: Any) -> Any:
         return builder.load_atomic(builder.inttoptr(args[0], I64.as_pointer()), "seq_cst", 8)
 
     return types.intp(types.intp), emit
-
-
-def offset(dtype: np.dtype[Any], field: str) -> int:
-    assert dtype.fields is not None
-    return int(dtype.fields[field][1])
 
 
 NEXT_ITEM, ARRIVED, MEETINGS, ORDERS = (offset(TEAM, f) for f in ("next_item", "arrived", "meetings", "orders"))

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .machine import Lanes
-from .records import FLAT_UPDATE, UPDATE
+from .records import FLAT_UPDATE, UPDATE, offset
 from .team import record, take
 from .vector import fma, load_splat, load_up_to, njit, store_up_to
 
@@ -53,7 +53,7 @@ def rule(V: Lanes, name: str) -> Any:
 
 def update(V: Lanes, name: str) -> Callable[..., None]:
     """A whole flat gradient; the job is a FLAT_UPDATE record."""
-    apply, lanes, size = rule(V, name), V.lanes, V.itemsize
+    apply, lanes, size, PARAMETERS = rule(V, name), V.lanes, V.itemsize, offset(FLAT_UPDATE, "update")
 
     def update(job: int, team: int, rank: int, step: int) -> None:
         p = record(FLAT_UPDATE, job)
@@ -62,7 +62,7 @@ def update(V: Lanes, name: str) -> Callable[..., None]:
             start = item * BLOCK
             for i in range(start, min(start + BLOCK, p.length), lanes):
                 count = min(lanes, p.length - i)
-                apply(p.update, i * size, load_up_to(V, p.gradient + i * size, count), count)
+                apply(job + PARAMETERS, i * size, load_up_to(V, p.gradient + i * size, count), count)
             item = take(team)
 
     return update

@@ -1,0 +1,129 @@
+"""From operations to kernels: fills in the records of kernels/records.py, the same ones for the CPU and the GPU.
+
+How a kernel is launched is the device's own (cpu.py, cuda.py): `_launch_product` for what kernels/product.py computes, with
+the operation's own record beside the product's, and `_launch` for everything else.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import numpy as np
+
+from .backend import Array, Backend
+from .kernels import records
+
+Record = np.ndarray[Any, Any]  # of shape (), one of the dtypes of kernels/records.py
+
+
+def new_record(dtype: np.dtype[np.void], **fields: Any) -> Record:
+    record = np.zeros((), dtype)
+    for name, value in fields.items():
+        record[name] = value
+    return record
+
+
+class KernelBackend(Backend):
+    @abstractmethod
+    def address(self, array: Array) -> int:
+        """Where on the device the array starts."""
+
+    @abstractmethod
+    def _launch(self, name: str, dtype: str | None, options: tuple[str, ...], job: Record, items: int, *alive: Any) -> None:
+        """Run a kernel; `items` counts its independent pieces of work, `alive` must outlive it."""
+
+    @abstractmethod
+    def _launch_product(self, name: str, dtype: str, option: str, product: Record, job: Record, *alive: Any) -> None:
+        """Run a product with the finish of the operation called `name`."""
+
+    def _address(self, array: Array | None) -> int:
+        return 0 if array is None else self.address(array)
+
+    def _product(self, A: Array, B: Array, *, A_transposed: bool = False, B_transposed: bool = False) -> Record:
+        """C (M, N) = A B, of whose operands either may be a transposed array."""
+        (M, K), (A_row, A_k) = (A.shape[::-1], A.strides[::-1]) if A_transposed else (A.shape, A.strides)
+        return new_record(
+            records.PRODUCT, A=self.address(A), A_row=A_row, A_k=A_k, B=self.address(B), B_row=B.strides[0],
+            B_transposed=B_transposed, M=M, N=B.shape[0] if B_transposed else B.shape[1], K=K,
+        )  # fmt: skip
+
+    def _dense_forward(self, X: Array, W: Array, b: Array, activation: str, A: Array, Z: Array | None) -> None:
+        job = new_record(
+            records.FORWARD, bias=self.address(b), A=self.address(A), A_row=A.strides[0],
+            Z=self._address(Z), Z_row=0 if Z is None else Z.strides[0],
+        )  # fmt: skip
+        self._launch_product("dense_forward", X.dtype.name, activation, self._product(X, W), job, X, W, b, A, Z)
+
+    def _hidden_delta(self, dZ: Array, W: Array, saved: Array, activation: str, dZ_below: Array) -> None:
+        job = new_record(
+            records.HIDDEN, saved=self.address(saved), saved_row=saved.strides[0],
+            dZ=self.address(dZ_below), dZ_row=dZ_below.strides[0],
+        )  # fmt: skip
+        product = self._product(W, dZ, B_transposed=True)
+        self._launch_product("hidden_delta", W.dtype.name, activation, product, job, W, dZ, saved, dZ_below)
+
+    def _dense_gradient(self, X: Array, dZ: Array, dW: Array, db: Array) -> None:
+        self._weights_and_biases(X, dZ, dW, db, "store", (None, None), (None, None))
+
+    def _dense_update(
+        self, X: Array, dZ: Array, W: Array, b: Array, rule: str, hyper: Array, states: tuple[Array, Array] | None
+    ) -> None:
+        self._weights_and_biases(X, dZ, W, b, rule, (hyper[0], hyper[1]), states or (None, None))
+
+    def _weights_and_biases(
+        self, X: Array, dZ: Array, W: Array, b: Array, rule: str,
+        hyper: tuple[Array | None, Array | None], state: tuple[Array | None, Array | None],
+    ) -> None:  # fmt: skip
+        dtype, alive = X.dtype.name, (X, dZ, W, b, hyper, state)
+        product = self._product(X, dZ, A_transposed=True)
+        self._launch_product("dense_gradient", dtype, rule, product, self._parameters(W, hyper[0], state[0]), *alive)
+        job = new_record(
+            records.COLUMN_SUM, dZ=self.address(dZ), dZ_row=dZ.strides[0], rows=len(dZ), columns=dZ.shape[1],
+            update=self._parameters(b, hyper[1], state[1]),
+        )  # fmt: skip
+        self._launch("column_sum", dtype, (rule,), job, dZ.shape[1], *alive)
+
+    def _parameters(self, parameter: Array, hyper: Array | None, state: Array | None) -> Record:
+        return new_record(
+            records.UPDATE, parameter=self.address(parameter), row=parameter.strides[0],
+            hyper=self._address(hyper), state=self._address(state),
+        )  # fmt: skip
+
+    def _update(self, parameter: Array, gradient: Array, rule: str, hyper: Array, state: Array | None) -> None:
+        job = new_record(
+            records.FLAT_UPDATE, gradient=self.address(gradient), length=gradient.size,
+            update=self._parameters(parameter, hyper, state),
+        )  # fmt: skip
+        self._launch("update", gradient.dtype.name, (rule,), job, gradient.size, parameter, gradient, hyper, state)
+
+    def _activate(self, Z: Array, activation: str, A: Array) -> None:
+        job = new_record(
+            records.ACTIVATE, Z=self.address(Z), Z_row=Z.strides[0], rows=len(Z), columns=Z.shape[1],
+            A=self.address(A), A_row=A.strides[0],
+        )  # fmt: skip
+        self._launch("activate", Z.dtype.name, (activation,), job, len(Z), Z, A)
+
+    def _output_delta(self, Z: Array, y: Array, loss: str, activation: str, scale: Array, dZ: Array, losses: Array) -> None:
+        job = new_record(
+            records.OUTPUT, Z=self.address(Z), Z_row=Z.strides[0], rows=len(Z), columns=Z.shape[1],
+            y=self.address(y), y_row=y.strides[0],
+            scale=self.address(scale), scale_step=0 if len(scale) == 1 else scale.strides[0],
+            dZ=self.address(dZ), dZ_row=dZ.strides[0], losses=self.address(losses),
+        )  # fmt: skip
+        options = loss, activation, "labels" if y.ndim == 1 else "targets"
+        self._launch("output_delta", Z.dtype.name, options, job, len(Z), Z, y, scale, dZ, losses)
+
+    def _gather(self, source: Array, order: Array, target: Array) -> None:
+        job = new_record(
+            records.GATHER, source=self.address(source), row_bytes=target.nbytes // len(target),
+            order=self.address(order), rows=len(target), target=self.address(target),
+        )  # fmt: skip
+        self._launch("gather", None, (), job, len(target), source, order, target)
+
+    def _total(self, numbers: Array, target: Array) -> None:
+        job = new_record(
+            records.TOTAL, numbers=self.address(numbers), length=len(numbers), target=self.address(target),
+            target_step=target.strides[0],
+        )  # fmt: skip
+        self._launch("total", numbers.dtype.name, (), job, 1, numbers, target)
