@@ -304,39 +304,46 @@ _said: set[str] = set()
 
 
 def _why_no_cuda() -> str | None:
-    """None if the CUDA backend can run here, otherwise one sentence."""
-    return "this version of bpgpu has no CUDA backend yet; use backend='cpu'"
+    from .cuda import why_not
+
+    return why_not()
 
 
 def get_backend(name: str | Backend = "cpu") -> Backend:
-    """The backend called "cpu", "cuda", "auto" or "numpy"; one instance each for the whole process.
+    """The backend called "cpu", "cuda" (or "cuda:1"), "auto" or "numpy"; one instance each for the whole process.
 
     "auto" is "cuda" where that can run and otherwise "cpu", which it says once on standard error; "numpy" is the readable
     reference.  A Backend is given back as it is.  Raises BackendUnavailable with the reason, ValueError for another name.
     """
     if isinstance(name, Backend):
         return name
-    kind = nearest(name.partition(":")[0] if isinstance(name, str) else name, ("cpu", "cuda", "auto", "numpy"), "backend")
+    kind, _, index = name.partition(":") if isinstance(name, str) else (name, "", "")
+    kind = nearest(kind, ("cpu", "cuda", "auto", "numpy"), "backend")
+    if index and not (kind == "cuda" and index.isdigit()):
+        raise ValueError(f"unknown backend {name!r}; only a GPU has a number, as in 'cuda:1'")
     if kind == "auto":
-        if (reason := _why_no_cuda()) is None:
-            kind = "cuda"
-        else:
-            kind = "cpu"
-            if reason not in _said:
-                _said.add(reason)
-                print(f"bpgpu: backend 'auto' is the CPU: {reason}", file=sys.stderr)
-    if kind not in _instances:
-        if kind == "cuda":
-            raise BackendUnavailable(_why_no_cuda())
-        if kind == "cpu":
-            from .cpu import CPUBackend
+        kind = "cuda" if (reason := _why_no_cuda()) is None else "cpu"
+        if reason is not None and reason not in _said:
+            _said.add(reason)
+            print(f"bpgpu: backend 'auto' is the CPU: {reason}", file=sys.stderr)
+    key = f"cuda:{int(index or 0)}" if kind == "cuda" else kind
+    if key not in _instances:
+        _instances[key] = _open(kind, int(index or 0))
+    return _instances[key]
 
-            _instances[kind] = CPUBackend()
-        else:
-            from .reference import NumPyBackend
 
-            _instances[kind] = NumPyBackend()
-    return _instances[kind]
+def _open(kind: str, index: int) -> Backend:
+    if kind == "cuda":
+        from .cuda import open_device
+
+        return open_device(index)
+    if kind == "cpu":
+        from .cpu import CPUBackend
+
+        return CPUBackend()
+    from .reference import NumPyBackend
+
+    return NumPyBackend()
 
 
 def backends() -> dict[str, str]:

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; gives the exit status: 0, 2 for an error (one sentence on stderr), 130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
     try:
-        return int(options.run(options))
+        status = int(options.run(options))
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, TypeError, OSError, MemoryError, BackendUnavailable, Diverged) as error:
         print(f"bpgpu: {error or type(error).__name__}", file=sys.stderr)
         return 2
@@ -231,8 +236,7 @@ def _predict(options: argparse.Namespace) -> int:
             lines = [net.classes[label] for label in predicted]
         else:
             lines = [" ".join(f"{v:g}" for v in np.atleast_1d(row)) for row in predicted]
-    with suppress(BrokenPipeError):
-        print("\n".join(lines), flush=True)
+    print("\n".join(lines))
     if y is not None and data.classes and net.classes and not options.proba:
         right = sum(line == data.classes[label] for line, label in zip(lines, y, strict=True))
         print(f"accuracy {right / len(lines):.2%} ({right} of {len(lines)})", file=sys.stderr)

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
+from .constants import LEAK, SCALED_TANH, SELU_ALPHA, SELU_SCALE, TANH_SCALE
 from .functions import functions
 from .machine import Lanes
 from .vector import absolute, fma, njit, select, splat
-
-SCALED_TANH, TANH_SCALE = 1.7159, 2.0 / 3.0  # LeCun, Efficient BackProp (1998)
-LEAK = 0.01
-SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772  # Klambauer et al. (2017)
 
 Pair: TypeAlias = tuple[Any, Any]
 

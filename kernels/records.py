@@ -36,6 +36,7 @@ OUTPUT = _words("Z", "Z_row", "rows", "columns", "y", "y_row", "scale", "scale_s
 ACTIVATE = _words("Z", "Z_row", "rows", "columns", "A", "A_row")
 GATHER = _words("source", "row_bytes", "order", "rows", "target")
 TOTAL = _words("numbers", "length", "target", "target_step")
+STEP = _words("step")  # on the GPU: where the number of the step is
 
 
 def offset(dtype: np.dtype[np.void], field: str) -> int:

@@ -1,0 +1,68 @@
+// The activation functions, each above its derivative: activations.py in CUDA C++, formula by formula.
+//
+// f_NAME is the activation NAME: f(z) gives a; gain(saved) gives f'(z) from a, or from z for gelu and silu.
+#pragma once
+#include "functions.cuh"
+
+struct f_identity {
+    static FUNCTION real f(real z) { return z; }
+    static FUNCTION real gain(real) { return 1; }
+};
+
+struct f_sigmoid {
+    static FUNCTION real f(real z) { return sigmoid_(z); }
+    static FUNCTION real gain(real a) { return a * (1 - a); }
+};
+
+struct f_tanh {
+    static FUNCTION real f(real z) { return tanh_(z); }
+    static FUNCTION real gain(real a) { return fused(-a, a, 1); }
+};
+
+struct f_scaled_tanh {
+    static FUNCTION real f(real z) { return tanh_(z * (real)TANH_SCALE) * (real)SCALED_TANH; }
+    static FUNCTION real gain(real a) {
+        return fused(-a, a, (real)(SCALED_TANH * SCALED_TANH)) * (real)(TANH_SCALE / SCALED_TANH);
+    }
+};
+
+struct f_relu {
+    static FUNCTION real f(real z) { return select(z < 0, 0, z); }
+    static FUNCTION real gain(real a) { return select(a > 0, 1, 0); }
+};
+
+struct f_leaky_relu {
+    static FUNCTION real f(real z) { return select(z < 0, z * (real)LEAK, z); }
+    static FUNCTION real gain(real a) { return select(a > 0, 1, (real)LEAK); }
+};
+
+struct f_elu {
+    static FUNCTION real f(real z) { return select(z < 0, expm1_(z), z); }
+    static FUNCTION real gain(real a) { return select(a > 0, 1, a + 1); }
+};
+
+struct f_selu {
+    static FUNCTION real f(real z) { return select(z < 0, expm1_(z) * (real)SELU_ALPHA, z) * (real)SELU_SCALE; }
+    static FUNCTION real gain(real a) { return select(a > 0, (real)SELU_SCALE, a + (real)(SELU_SCALE * SELU_ALPHA)); }
+};
+
+struct f_gelu {
+    static FUNCTION real f(real z) { return z * normal_(z).below; }
+    static FUNCTION real gain(real z) {
+        Normal n = normal_(z);
+        return fused(z, n.density, n.below);
+    }
+};
+
+struct f_silu {
+    static FUNCTION real f(real z) { return z * sigmoid_(z); }
+    static FUNCTION real gain(real z) {
+        real s = sigmoid_(z);
+        return fused(z * s, 1 - s, s);
+    }
+};
+
+struct f_softplus {
+    static FUNCTION real f(real z) { return select(z > 0, z, 0) + log1p_(exp_(-magnitude(z))); }
+    static FUNCTION real gain(real a) { return -expm1_(-a); }
+};
