@@ -14,7 +14,7 @@ import numpy as np
 
 from .backend import Program
 from .kernels import kernel, records
-from .kernels.machine import TILE_ROWS, lanes
+from .kernels.machine import GRAIN, TILE_ROWS, lanes
 from .launching import KernelBackend, new_record
 
 Array = np.ndarray[Any, Any]
@@ -76,19 +76,21 @@ class Team:
         for rank in range(1, size):
             arguments = (self._unused, None, _address(self._shared), rank)
             threading.Thread(target=follow, args=arguments, name=f"bpgpu-{rank}", daemon=True).start()
-        keep = (self._shared, self._members, self._scratch)
-        weakref.finalize(self, _dismiss, self._lead, self._unused, keep, self.process)
+        weakref.finalize(self, _dismiss, (self._shared, self._members, self._scratch), self.process)
 
     def run(self, program: Array) -> None:
         with self._lock:
             self._lead(self._unused, None, _address(program), _address(self._shared))
 
 
-def _dismiss(lead: Any, unused: Any, keep: tuple[Array, ...], process: int) -> None:
-    """Let the threads go.  Their memory stays (a few hundred kB): they may still be on the way out."""
+def _dismiss(memory: tuple[Array, Array, Array], process: int) -> None:
+    """Let the threads go.  Their memory stays (a few hundred kB each): they may still be on the way out."""
     if process == os.getpid():
-        lead(unused, None, 0, _address(keep[0]))
-        _kept.append(keep)
+        memory[0].view(records.TEAM)[0]["quit"] = 1
+        release = _python_lock("PyThread_release_lock", None)
+        for lock in memory[1].view(records.MEMBER)["lock"]:
+            release(ctypes.c_void_p(int(lock)))
+        _kept.append(memory)
 
 
 _kept: list[tuple[Array, ...]] = []
@@ -113,12 +115,12 @@ class CPUProgram(Program):
 
     def __init__(self, backend: CPUBackend) -> None:
         self._backend = backend
-        self._entries: list[tuple[int, int]] = []
+        self._entries: list[tuple[int, int, int]] = []
         self._alive: list[Any] = []  # jobs and arrays that the kernels reach by address
         self._program: Array | None = None
 
-    def add(self, kernel: int, job: Array, alive: tuple[Any, ...]) -> None:
-        self._entries.append((kernel, _address(job)))
+    def add(self, kernel: int, job: Array, items: int, alive: tuple[Any, ...]) -> None:
+        self._entries.append((kernel, _address(job), items))
         self._alive.append((job, alive))
         self._program = None
 
@@ -126,8 +128,9 @@ class CPUProgram(Program):
         if self._program is None:
             self._table = np.array(self._entries, records.ENTRY)
             self._program = new_record(records.PROGRAM, entries=_address(self._table), length=len(self._table))
-        self._program["first_step"], self._program["steps"] = first_step, steps
-        self._backend.team.run(self._program)
+        self._program["first_step"], self._program["last_step"] = first_step, first_step + steps
+        if steps > 0 and self._entries:
+            self._backend.team.run(self._program)
 
 
 class CPUBackend(KernelBackend):
@@ -172,16 +175,17 @@ class CPUBackend(KernelBackend):
     def _launch(self, name: str, dtype: str | None, options: tuple[str, ...], job: Array, items: int, *alive: Any) -> None:
         address, recorder = kernel(name, dtype, *options), self.recorder
         program = recorder if isinstance(recorder, CPUProgram) else CPUProgram(self)
-        program.add(address, job, alive)
+        program.add(address, job, -(-items // GRAIN.get(name, 1)), alive)
         if recorder is None:
             program.run()
 
     def _launch_product(self, name: str, dtype: str, option: str, product: Array, job: Array, *alive: Any) -> None:
         most = (96, 256) if name == "dense_gradient" else (192, 128)
         width = lanes(dtype).width
-        product["row_block"], product["col_block"] = self._blocks(int(product["M"]), int(product["N"]), most, width)
+        M, N = int(product["M"]), int(product["N"])
+        rows, cols = product["row_block"], product["col_block"] = self._blocks(M, N, most, width)
         product["finish"], product["finish_job"] = kernel(name, dtype, option), _address(job)
-        self._launch("product", dtype, (), product, 0, job, *alive)
+        self._launch("product", dtype, (), product, -(-M // rows) * -(-N // cols), job, *alive)
 
     def _blocks(self, M: int, N: int, most: tuple[int, int], width: int) -> tuple[int, int]:
         """Rows and columns of a thread's block of C: evenly cut, and so small that every thread has several."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .machine import CHUNK, Lanes
+from .machine import CHUNK, GRAIN, Lanes
 from .records import COLUMN_SUM, UPDATE, offset
-from .team import record, take
+from .team import record
 from .update import rule
 from .vector import load, load_up_to
 
@@ -31,13 +31,13 @@ def finish(V: Lanes, name: str) -> Callable[..., None]:
 
 def column_sum(V: Lanes, name: str) -> Callable[..., None]:
     """The kernel of db; its job is a COLUMN_SUM record."""
+    COLUMNS = GRAIN["column_sum"]
     apply, lanes, size, PARAMETERS = rule(V, name), V.lanes, V.itemsize, offset(COLUMN_SUM, "update")
 
-    def column_sum(job: int, team: int, rank: int, step: int) -> None:
+    def column_sum(job: int, scratch: int, step: int, item: int) -> None:
         p = record(COLUMN_SUM, job)
-        item = take(team)
-        while item * lanes < p.columns:
-            count, column = min(lanes, p.columns - item * lanes), item * lanes * size
+        for o in range(item * COLUMNS, min((item + 1) * COLUMNS, p.columns), lanes):
+            count, column = min(lanes, p.columns - o), o * size
             total = load_up_to(V, p.dZ + column, count)
             for start in range(0, p.rows, CHUNK):
                 chunk = load_up_to(V, p.dZ + start * p.dZ_row + column, count)
@@ -45,6 +45,5 @@ def column_sum(V: Lanes, name: str) -> Callable[..., None]:
                     chunk = chunk + load_up_to(V, p.dZ + n * p.dZ_row + column, count)
                 total = total + chunk if start > 0 else chunk
             apply(job + PARAMETERS, column, total, count)
-            item = take(team)
 
     return column_sum

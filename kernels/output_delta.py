@@ -16,13 +16,14 @@ from typing import Any
 from .activations import activation
 from .functions import functions
 from .losses import elementwise
-from .machine import CHUNK, Lanes
+from .machine import CHUNK, GRAIN, Lanes
 from .names import SAVES_Z
 from .records import ACTIVATE, OUTPUT, TOTAL
-from .team import record, take
+from .team import record
 from .vector import load_label, load_splat, load_up_to, njit, select, store_first, store_up_to
 
-ROWS = 8  # examples an item
+ROWS = GRAIN["output_delta"]
+assert GRAIN["activate"] == ROWS
 
 
 def _sum(V: Lanes) -> Any:
@@ -82,13 +83,10 @@ def activate(V: Lanes, name: str) -> Callable[..., None]:
                 count = min(lanes, columns - o)
                 store_up_to(V, A + o * size, f(load_up_to(V, Z + o * size, count)), count)
 
-    def activate(job: int, team: int, rank: int, step: int) -> None:
+    def activate(job: int, scratch: int, step: int, item: int) -> None:
         p = record(ACTIVATE, job)
-        item = take(team)
-        while item * ROWS < p.rows:
-            for n in range(item * ROWS, min((item + 1) * ROWS, p.rows)):
-                row(p.Z + n * p.Z_row, p.columns, p.A + n * p.A_row)
-            item = take(team)
+        for n in range(item * ROWS, min((item + 1) * ROWS, p.rows)):
+            row(p.Z + n * p.Z_row, p.columns, p.A + n * p.A_row)
 
     return activate
 
@@ -167,15 +165,12 @@ def output_delta(V: Lanes, loss: str, activation: str, targets: str) -> Callable
     else:
         row = _elementwise_row(V, loss, activation)
 
-    def output_delta(job: int, team: int, rank: int, step: int) -> None:
+    def output_delta(job: int, scratch: int, step: int, item: int) -> None:
         p = record(OUTPUT, job)
-        item = take(team)
-        while item * ROWS < p.rows:
-            for n in range(item * ROWS, min((item + 1) * ROWS, p.rows)):
-                scale = load_splat(V, p.scale + n * p.scale_step)
-                loss = row(p.Z + n * p.Z_row, p.columns, p.y + n * p.y_row, scale, p.dZ + n * p.dZ_row)
-                store_first(p.losses + n * size, loss * scale, 1)
-            item = take(team)
+        for n in range(item * ROWS, min((item + 1) * ROWS, p.rows)):
+            scale = load_splat(V, p.scale + n * p.scale_step)
+            loss = row(p.Z + n * p.Z_row, p.columns, p.y + n * p.y_row, scale, p.dZ + n * p.dZ_row)
+            store_first(p.losses + n * size, loss * scale, 1)
 
     return output_delta
 
@@ -184,9 +179,8 @@ def total(V: Lanes) -> Callable[..., None]:
     """L = sum_n C^n: the job is a TOTAL record, the sum goes to target[step]."""
     ordered_sum = _sum(V)
 
-    def total(job: int, team: int, rank: int, step: int) -> None:
+    def total(job: int, scratch: int, step: int, item: int) -> None:
         p = record(TOTAL, job)
-        if rank == 0:
-            store_first(p.target + step * p.target_step, ordered_sum(p.numbers, p.length), 1)
+        store_first(p.target + step * p.target_step, ordered_sum(p.numbers, p.length), 1)
 
     return total

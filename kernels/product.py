@@ -18,7 +18,7 @@ from typing import Any
 
 from .machine import CHUNK, TILE_ROWS, Lanes
 from .records import PRODUCT
-from .team import call, record, scratch, take
+from .team import call, record
 from .vector import (
     copy_bytes,
     load_first,
@@ -122,40 +122,35 @@ def product(V: Lanes) -> Callable[..., None]:
     panel_row, panel_size = width * size, CHUNK * width * size
     BLOCK, SQUARE, COLUMNS = V.block_start, V.square_start, V.columns_start
 
-    def product(job: int, team: int, rank: int, step: int) -> None:
+    def product(job: int, scratch: int, step: int, item: int) -> None:
         p = record(PRODUCT, job)
-        panels = scratch(team, rank)
-        block, square, columns_of_A = panels + BLOCK, panels + SQUARE, panels + COLUMNS
+        panels, block, square, columns_of_A = scratch, scratch + BLOCK, scratch + SQUARE, scratch + COLUMNS
         C_row = p.col_block * size
         col_blocks = (p.N + p.col_block - 1) // p.col_block
-        items = col_blocks * ((p.M + p.row_block - 1) // p.row_block)
-        item = take(team)
-        while item < items:
-            row, col = item // col_blocks * p.row_block, item % col_blocks * p.col_block
-            rows, cols = min(p.row_block, p.M - row), min(p.col_block, p.N - col)
-            for k in range(0, p.K, CHUNK):
-                K = min(CHUNK, p.K - k)
-                A, A_k = p.A + row * p.A_row + k * p.A_k, p.A_k
-                if A_k != size and rows > TILE_ROWS:  # A is read down its columns: bring the rows of its block together
-                    for i in range(K):
-                        copy_bytes(columns_of_A + i * rows * size, A + i * A_k, rows * size)
-                    A, A_k = columns_of_A, rows * size
-                direct = False
-                if p.B_transposed:
-                    pack_transposed(p.B + col * p.B_row + k * size, p.B_row, K, cols, panels, square)
-                else:  # too few rows are not worth a copy
-                    direct = rows <= TILE_ROWS and cols % width == 0
-                    if not direct:
-                        pack(p.B + k * p.B_row + col * size, p.B_row, K, cols, panels)
-                for c in range(0, cols, width):
-                    B, B_k = panels + c // width * panel_size, panel_row
-                    if direct:
-                        B, B_k = p.B + k * p.B_row + (col + c) * size, p.B_row
-                    if cols - c > lanes:
-                        wide(A, p.A_row, A_k, B, B_k, K, block + c * size, C_row, k == 0, rows)
-                    else:
-                        narrow(A, p.A_row, A_k, B, B_k, K, block + c * size, C_row, k == 0, rows)
-            call(p.finish, (p.finish_job, block, C_row, square, row, rows, col, cols))
-            item = take(team)
+        row, col = item // col_blocks * p.row_block, item % col_blocks * p.col_block
+        rows, cols = min(p.row_block, p.M - row), min(p.col_block, p.N - col)
+        for k in range(0, p.K, CHUNK):
+            K = min(CHUNK, p.K - k)
+            A, A_k = p.A + row * p.A_row + k * p.A_k, p.A_k
+            if A_k != size and rows > TILE_ROWS:  # A is read down its columns: bring the rows of its block together
+                for i in range(K):
+                    copy_bytes(columns_of_A + i * rows * size, A + i * A_k, rows * size)
+                A, A_k = columns_of_A, rows * size
+            direct = False
+            if p.B_transposed:
+                pack_transposed(p.B + col * p.B_row + k * size, p.B_row, K, cols, panels, square)
+            else:  # too few rows are not worth a copy
+                direct = rows <= TILE_ROWS and cols % width == 0
+                if not direct:
+                    pack(p.B + k * p.B_row + col * size, p.B_row, K, cols, panels)
+            for c in range(0, cols, width):
+                B, B_k = panels + c // width * panel_size, panel_row
+                if direct:
+                    B, B_k = p.B + k * p.B_row + (col + c) * size, p.B_row
+                if cols - c > lanes:
+                    wide(A, p.A_row, A_k, B, B_k, K, block + c * size, C_row, k == 0, rows)
+                else:
+                    narrow(A, p.A_row, A_k, B, B_k, K, block + c * size, C_row, k == 0, rows)
+        call(p.finish, (p.finish_job, block, C_row, square, row, rows, col, cols))
 
     return product

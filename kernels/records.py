@@ -18,10 +18,12 @@ def _apart(*names: str) -> np.dtype[np.void]:
 
 
 # the team of threads and what it runs (team.py)
-TEAM = _apart("next_item", "arrived", "meetings", "orders", "program", "size", "members", "acquire", "release", "never")
+TEAM = _apart(
+    "ticket", "done", "running", "items", "entry", "step", "program", "size", "members", "acquire", "release", "never", "quit"
+)  # fmt: skip
 MEMBER = _apart("asleep", "lock", "scratch")
-PROGRAM = _words("entries", "length", "first_step", "steps")
-ENTRY = _words("kernel", "job")
+PROGRAM = _words("entries", "length", "first_step", "last_step")
+ENTRY = _words("kernel", "job", "items")
 
 # operations (the file of the same name says what each field means)
 PRODUCT = _words(

@@ -1,13 +1,17 @@
 """How several threads run one program of kernels, and wait for each other.
 
-A program is a list of (kernel address, job address).  Every thread of the team runs the whole list; inside a kernel the
-threads take items of work from a common counter, and behind each kernel they meet at a barrier:
+A program is a list of entries: kernel, job, and how many items of work it has.  A thread takes the next item of the running
+kernel with one atomic addition, and whoever finishes the last item starts the next kernel:
 
-    for step in first .. first + steps:  for kernel, job in program:  kernel(job, team, rank, step);  meet
+    for step in first .. last:  for entry in program:  for item in 0 .. items - 1:  kernel(job, scratch, step, item)
 
-So whole steps, or a whole epoch, are one call without Python in between.  A thread that waits spins for a few microseconds,
-then sleeps: in short naps within a program, on a lock of its own when there is no program.  The locks are CPython's own
-(PyThread_acquire_lock and friends), which exist and do not need the interpreter on every platform.
+So whole steps, or a whole epoch, are one call without Python in between, and nobody is waited for but a thread that holds an
+item: where another process has taken a CPU away, the others do its share.  The ticket that threads add to holds the number of
+the running kernel (counted through all programs) and of its next item, so a thread that comes late cannot take one twice.
+
+A thread without work spins for some microseconds, then naps within a program, and sleeps on a lock of its own when there is
+none.  The locks are CPython's own (PyThread_acquire_lock_timed and friends): they exist, and do not need the interpreter, on
+every platform.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from numba.extending import intrinsic
 from .records import ENTRY, MEMBER, PROGRAM, TEAM, offset
 from .vector import njit
 
-SPINS = 20_000  # some tens of microseconds
+BUSY_SPINS, IDLE_SPINS = 100_000, 20_000  # some 150 and 30 microseconds
 NAP = 50  # microseconds
 
 I64 = ir.IntType(64)
@@ -92,96 +96,106 @@ def atomic_load(typingctx: Any, address: Any) -> Any:
     return types.intp(types.intp), emit
 
 
-NEXT_ITEM, ARRIVED, MEETINGS, ORDERS = (offset(TEAM, f) for f in ("next_item", "arrived", "meetings", "orders"))
+ITEM_BITS = 24  # of a ticket; the bits above number the kernels
+ITEM_MASK = (1 << ITEM_BITS) - 1
+TICKET, DONE, ITEMS, RUNNING, QUIT = (offset(TEAM, f) for f in ("ticket", "done", "items", "running", "quit"))
 ASLEEP = offset(MEMBER, "asleep")
 MEMBER_SIZE, ENTRY_SIZE = MEMBER.itemsize, ENTRY.itemsize
 
 
 @njit
-def scratch(team: int, rank: int) -> int:
-    """The address of this thread's own SCRATCH_BYTES."""
+def start(team: int, number: int, entry: int, step: int) -> None:
+    """Open the kernel at `entry` for work; its number goes out before its items, the ticket last."""
+    shared = record(TEAM, team)
+    shared.entry, shared.step = entry, step
+    atomic_exchange(team + RUNNING, number)
+    atomic_exchange(team + ITEMS, record(ENTRY, entry).items)
+    atomic_exchange(team + TICKET, number << ITEM_BITS)
+
+
+@njit
+def advance(team: int, number: int) -> None:
+    """Kernel `number` is done: start the next one, or end the program."""
+    shared = record(TEAM, team)
+    plan = record(PROGRAM, shared.program)
+    entry, step = shared.entry + ENTRY_SIZE, shared.step
+    if entry == plan.entries + plan.length * ENTRY_SIZE:
+        entry, step = plan.entries, step + 1
+    atomic_exchange(team + DONE, 0)
+    if step < plan.last_step:
+        start(team, number + 1, entry, step)
+    else:
+        shared.program = 0
+        atomic_exchange(team + RUNNING, number + 1)
+        atomic_exchange(team + ITEMS, 0)
+        atomic_exchange(team + TICKET, (number + 1) << ITEM_BITS)
+
+
+@njit
+def work(team: int, scratch: int) -> int:
+    """Do items as long as there are some; gives the number of the kernel that has none left."""
+    shared = record(TEAM, team)
+    while True:
+        ticket = atomic_add(team + TICKET, 1)
+        number: int = ticket >> ITEM_BITS
+        item = ticket & ITEM_MASK
+        items = atomic_load(team + ITEMS)
+        if item >= items or atomic_load(team + RUNNING) != number:
+            return number
+        # an item that is taken keeps its kernel, and the program, from ending: all of it may be read
+        entry = record(ENTRY, shared.entry)
+        call(entry.kernel, (entry.job, scratch, shared.step, item))
+        if atomic_add(team + DONE, 1) + 1 == items:
+            advance(team, number)
+
+
+@njit
+def scratch_of(team: int, rank: int) -> int:
     address: int = record(MEMBER, record(TEAM, team).members + rank * MEMBER_SIZE).scratch
     return address
 
 
-@njit
-def take(team: int) -> int:
-    """The next item of work of the running kernel, counted from 0."""
-    item: int = atomic_add(team + NEXT_ITEM, 1)
-    return item
-
-
-@njit
-def wait_while(team: int, word: int, value: int) -> None:
-    """Until the word at the address differs from value: spin, then nap."""
-    spins = 0
-    while atomic_load(word) == value:
-        spins += 1
-        if spins > SPINS:
-            shared = record(TEAM, team)
-            call_lock(shared.acquire, shared.never, NAP)
-
-
-@njit
-def meet(team: int) -> None:
-    """The barrier: nobody passes before everybody has arrived; the last one resets the counter of items."""
-    shared = record(TEAM, team)
-    if shared.size == 1:
-        shared.next_item = 0
-        return
-    meeting = atomic_load(team + MEETINGS)
-    if atomic_add(team + ARRIVED, 1) == shared.size - 1:
-        atomic_exchange(team + ARRIVED, 0)
-        atomic_exchange(team + NEXT_ITEM, 0)
-        atomic_add(team + MEETINGS, 1)
-    else:
-        wait_while(team, team + MEETINGS, meeting)
-
-
-@njit
-def run(program: int, team: int, rank: int) -> None:
-    plan = record(PROGRAM, program)
-    for step in range(plan.first_step, plan.first_step + plan.steps):
-        entry = plan.entries
-        for _ in range(plan.length):
-            call(record(ENTRY, entry).kernel, (record(ENTRY, entry).job, team, rank, step))
-            meet(team)
-            entry += ENTRY_SIZE
-
-
 def leader() -> Callable[..., None]:
     def lead(program: int, team: int) -> None:
-        """What the calling thread does: give the order, wake who sleeps, and take part as rank 0."""
-        shared = record(TEAM, team)
+        """What the calling thread does: open the program, wake who sleeps, and work until it has ended."""
+        shared, plan = record(TEAM, team), record(PROGRAM, program)
         shared.program = program
-        atomic_add(team + ORDERS, 1)
+        first = atomic_load(team + RUNNING) + 1
+        end = first + plan.length * (plan.last_step - plan.first_step)
+        start(team, first, plan.entries, plan.first_step)
         for rank in range(1, shared.size):
             member = shared.members + rank * MEMBER_SIZE
             if atomic_exchange(member + ASLEEP, 0) == 1:
                 call_lock(shared.release, record(MEMBER, member).lock, 0)
-        if program != 0:
-            run(program, team, 0)
+        scratch = scratch_of(team, 0)
+        number, spins = work(team, scratch), 0
+        while atomic_load(team + RUNNING) != end:
+            spins += 1
+            if atomic_load(team + RUNNING) != number:
+                number, spins = work(team, scratch), 0
+            elif spins > BUSY_SPINS:
+                call_lock(shared.acquire, shared.never, NAP)
 
     return lead
 
 
 def follower() -> Callable[..., None]:
     def follow(team: int, rank: int) -> None:
-        """What every other thread does for all its life: wait for an order, take part, until the order is 0."""
-        shared = record(TEAM, team)
+        """What every other thread does for all its life: work when there is some, sleep when there is none, until `quit`."""
+        shared, scratch = record(TEAM, team), scratch_of(team, rank)
         member = shared.members + rank * MEMBER_SIZE
-        orders = 0
-        while True:
-            spins = 0
-            while atomic_load(team + ORDERS) == orders:
-                spins += 1
-                if spins > SPINS:
-                    atomic_exchange(member + ASLEEP, 1)
-                    if atomic_load(team + ORDERS) == orders or atomic_exchange(member + ASLEEP, 0) == 0:
-                        call_lock(shared.acquire, record(MEMBER, member).lock, -1)
-            orders += 1
-            if shared.program == 0:
-                return
-            run(shared.program, team, rank)
+        number, spins = 0, 0
+        while atomic_load(team + QUIT) == 0:
+            spins += 1
+            if atomic_load(team + RUNNING) != number:
+                number, spins = work(team, scratch), 0
+            elif atomic_load(team + ITEMS) > 0:  # the others hold the last items of a kernel
+                if spins > BUSY_SPINS:
+                    call_lock(shared.acquire, shared.never, NAP)
+            elif spins > IDLE_SPINS:
+                atomic_exchange(member + ASLEEP, 1)
+                if atomic_load(team + RUNNING) == number or atomic_exchange(member + ASLEEP, 0) == 0:
+                    call_lock(shared.acquire, record(MEMBER, member).lock, -1)
+                spins = 0
 
     return follow

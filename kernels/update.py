@@ -16,12 +16,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .machine import Lanes
+from .machine import GRAIN, Lanes
 from .records import FLAT_UPDATE, UPDATE, offset
-from .team import record, take
+from .team import record
 from .vector import fma, load_splat, load_up_to, njit, store_up_to
 
-BLOCK = 8192  # numbers an item
+BLOCK = GRAIN["update"]
 
 
 def rule(V: Lanes, name: str) -> Any:
@@ -55,14 +55,10 @@ def update(V: Lanes, name: str) -> Callable[..., None]:
     """A whole flat gradient; the job is a FLAT_UPDATE record."""
     apply, lanes, size, PARAMETERS = rule(V, name), V.lanes, V.itemsize, offset(FLAT_UPDATE, "update")
 
-    def update(job: int, team: int, rank: int, step: int) -> None:
+    def update(job: int, scratch: int, step: int, item: int) -> None:
         p = record(FLAT_UPDATE, job)
-        item = take(team)
-        while item * BLOCK < p.length:
-            start = item * BLOCK
-            for i in range(start, min(start + BLOCK, p.length), lanes):
-                count = min(lanes, p.length - i)
-                apply(job + PARAMETERS, i * size, load_up_to(V, p.gradient + i * size, count), count)
-            item = take(team)
+        for i in range(item * BLOCK, min((item + 1) * BLOCK, p.length), lanes):
+            count = min(lanes, p.length - i)
+            apply(job + PARAMETERS, i * size, load_up_to(V, p.gradient + i * size, count), count)
 
     return update
