@@ -23,8 +23,11 @@ def words(seed: int, stream: int, count: int) -> npt.NDArray[np.uint64]:
 
 def uniform(seed: int, stream: int, shape: tuple[int, ...], limit: float, dtype: npt.DTypeLike) -> np.ndarray:
     """Numbers from (-limit, limit)."""
-    unit = (words(seed, stream, int(np.prod(shape))) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    return ((2.0 * unit - 1.0) * limit).reshape(shape).astype(dtype)
+    numbers = (words(seed, stream, int(np.prod(shape))) >> np.uint64(11)).astype(np.float64)
+    numbers *= 2.0**-52  # in place: the numbers may be many
+    numbers -= 1.0
+    numbers *= limit
+    return numbers.reshape(shape).astype(dtype)
 
 
 def permutation(seed: int, stream: int, count: int) -> npt.NDArray[np.int64]:

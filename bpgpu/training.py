@@ -98,25 +98,28 @@ class Trainer:
     """One network under one optimizer: the velocity, the numbers of the rule on the device, and recorded steps."""
 
     def __init__(self, net: MLP, optimizer: SGD) -> None:
-        b = net.backend
-        self.net, self.optimizer, self.rule = net, optimizer, optimizer.rule
-        self.hyper = b.empty((2, 3), net.dtype)
-        self.velocity = b.asarray(np.zeros(net.theta.shape, net.dtype))
-        self.losses = b.empty((1,), net.dtype)
+        self.net, self.optimizer, self.rule = net, optimizer, ""
+        self.hyper = net.backend.empty((2, 3), net.dtype)
+        self.losses = net.backend.empty((1,), net.dtype)
+        self.velocity: Array = None  # like theta, once there is momentum
         self._steps: dict[tuple[Any, ...], tuple[Step, Program]] = {}
 
     def record_update(self, l: int, a: Array, delta: Array) -> None:
-        net = self.net
-        weights, biases = net.views(self.velocity)
-        states = None if self.rule == "sgd" else (weights[l], biases[l])
+        net, states = self.net, None
+        if self.rule != "sgd":
+            weights, biases = net.views(self.velocity)
+            states = weights[l], biases[l]
         net.backend.dense_update(a, delta, net.weights[l], net.biases[l], self.rule, self.hyper, states)
 
     def prepare(self) -> None:
         """Bring the optimizer's present numbers to the device."""
+        net = self.net
+        net.backend.write(self.hyper, self.optimizer.hyper().astype(net.dtype))
         if self.rule != self.optimizer.rule:
             self.rule = self.optimizer.rule
             self._steps.clear()
-        self.net.backend.write(self.hyper, self.optimizer.hyper().astype(self.net.dtype))
+            if self.rule != "sgd" and self.velocity is None:
+                self.velocity = net.backend.asarray(np.zeros(net.theta.shape, net.dtype))
 
     def step(self, X: Array, y: np.ndarray[Any, Any], scale: np.ndarray[Any, Any]) -> float:
         """One step on one batch (arrays as the network's checks leave them); the loss before the step."""

@@ -2,7 +2,7 @@
 #include "activations.cuh"
 #include "product.cuh"
 
-extern "C" __global__ void __launch_bounds__(THREADS) KERNEL(PRODUCT p, FORWARD q) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(PRODUCT p, FORWARD q) {
     Operand X = {(const char*)p.A, p.A_row, p.A_k}, W = {(const char*)p.B, sizeof(real), p.B_row};
     product<true, false>(X, W, p.M, p.N, p.K, [=](int64 n, int64 o, real sum) {
         real z = sum + ((const real*)q.bias)[o];

@@ -4,7 +4,7 @@
 #include "activations.cuh"
 #include "product.cuh"
 
-extern "C" __global__ void __launch_bounds__(THREADS) KERNEL(PRODUCT p, HIDDEN q) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(PRODUCT p, HIDDEN q) {
     Operand dZ = {(const char*)p.B, p.B_row, sizeof(real)}, W = {(const char*)p.A, p.A_row, p.A_k};
     product<true, true>(dZ, W, p.N, p.M, p.K, [=](int64 n, int64 i, real sum) {
         real gain = OPTION::gain(((const real*)(q.saved + n * q.saved_row))[i]);

@@ -1,0 +1,1 @@
+"""The benchmarks; README.md says what each command measures."""

@@ -1,0 +1,199 @@
+"""Every operation of the seam, timed and held against plain NumPy in float64; run as tests unless --benchmark-enable.
+
+An operation is recorded once and its program is timed: the kernel and a call, without the checks of the arguments.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+import bpgpu
+from bpgpu.backend import Array, Backend
+from bpgpu.training import Step
+
+from .competitors import numpy_step
+from .networks import LEARNING_RATE, NETWORKS
+
+F32 = np.float32
+LAYERS = {"mnist": (128, 784, 1024), "output": (128, 1024, 10), "deep": (256, 2500, 2000), "one": (1, 1024, 1024)}
+layers = pytest.mark.parametrize(("n", "i", "o"), LAYERS.values(), ids=LAYERS)
+SPIN = 0.2  # seconds for which the threads of NumPy's BLAS may still be busy after the check
+
+
+@pytest.fixture(params=[name for name, state in bpgpu.backends().items() if state == "available"])
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return bpgpu.get_backend(request.param)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def normal(rng: np.random.Generator, *shape: int) -> Array:
+    return rng.standard_normal(shape, F32)
+
+
+def time_it(benchmark: BenchmarkFixture, backend: Backend, issue: Callable[[], Any], **work: float) -> None:
+    """Time what issue() asks of the backend; work: operations or bytes of a call, noted as GFLOP/s or GB/s."""
+    with backend.capture() as program:
+        issue()
+    if not benchmark.disabled:
+        time.sleep(SPIN)
+    one = backend.empty((1,), F32)
+
+    def run() -> None:
+        program.run()
+        backend.to_numpy(one)  # waits for a device that works on its own
+
+    benchmark(run)
+    if benchmark.stats is not None:
+        for name, amount in work.items():
+            benchmark.extra_info[name] = round(amount / benchmark.stats.stats.median / 1e9, 2)
+
+
+def close(found: Array, exact: Array, scale: Any) -> None:
+    """Equal to rounding: `scale` is the size of what was added up."""
+    assert (np.abs(found - exact) <= 32 * np.finfo(F32).eps * scale).all()
+
+
+def size(X: Array, W: Array) -> Array:
+    """Of what is added up in X W: no less than |X| |W|, by Cauchy and Schwarz."""
+    return np.outer(np.sqrt(np.square(X).sum(axis=1)), np.sqrt(np.square(W).sum(axis=0)))
+
+
+def wide(*arrays: Array) -> list[Array]:
+    return [array.astype(np.float64) for array in arrays]
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.benchmark(group="dense_forward")
+@layers
+def test_dense_forward(
+    benchmark: BenchmarkFixture, backend: Backend, rng: np.random.Generator, n: int, i: int, o: int, activation: str
+) -> None:
+    X, W, b = normal(rng, n, i), normal(rng, i, o), normal(rng, o)
+    x, w, bias = (backend.asarray(array) for array in (X, W, b))
+    A = backend.dense_forward(x, w, bias, activation)
+    X, W, b = wide(X, W, b)
+    Z = X @ W + b
+    close(backend.to_numpy(A), np.maximum(Z, 0) if activation == "relu" else np.tanh(Z), size(X, W) + abs(b))
+    time_it(benchmark, backend, lambda: backend.dense_forward(x, w, bias, activation, A=A), **{"GFLOP/s": 2 * n * i * o})
+
+
+@pytest.mark.benchmark(group="hidden_delta")
+@layers
+def test_hidden_delta(benchmark: BenchmarkFixture, backend: Backend, rng: np.random.Generator, n: int, i: int, o: int) -> None:
+    dZ, W, A = normal(rng, n, o), normal(rng, i, o), np.tanh(normal(rng, n, i))
+    dz, w, a = (backend.asarray(array) for array in (dZ, W, A))
+    below = backend.hidden_delta(dz, w, a, "tanh")
+    dZ, W, A = wide(dZ, W, A)
+    close(backend.to_numpy(below), dZ @ W.T * (1 - A * A), size(dZ, W.T))
+    time_it(benchmark, backend, lambda: backend.hidden_delta(dz, w, a, "tanh", dZ_below=below), **{"GFLOP/s": 2 * n * i * o})
+
+
+@pytest.mark.benchmark(group="dense_gradient")
+@layers
+def test_dense_gradient(
+    benchmark: BenchmarkFixture, backend: Backend, rng: np.random.Generator, n: int, i: int, o: int
+) -> None:
+    X, dZ = normal(rng, n, i), normal(rng, n, o)
+    x, dz = backend.asarray(X), backend.asarray(dZ)
+    dW, db = backend.dense_gradient(x, dz)
+    X, dZ = wide(X, dZ)
+    close(backend.to_numpy(dW), X.T @ dZ, size(X.T, dZ))
+    close(backend.to_numpy(db), dZ.sum(axis=0), abs(dZ).sum(axis=0))
+    time_it(benchmark, backend, lambda: backend.dense_gradient(x, dz, dW=dW, db=db), **{"GFLOP/s": 2 * n * i * o})
+
+
+@pytest.mark.benchmark(group="dense_update")
+@layers
+def test_dense_update(benchmark: BenchmarkFixture, backend: Backend, rng: np.random.Generator, n: int, i: int, o: int) -> None:
+    X, dZ, W, b = normal(rng, n, i), normal(rng, n, o), normal(rng, i, o), normal(rng, o)
+    hyper = np.array([[LEARNING_RATE, 0, 0]] * 2, F32)
+    x, dz, w, bias, numbers = (backend.copy(backend.asarray(array)) for array in (X, dZ, W, b, hyper))
+    backend.dense_update(x, dz, w, bias, "sgd", numbers)
+    X, dZ, W, b = wide(X, dZ, W, b)
+    lr = float(hyper[0, 0])
+    close(backend.to_numpy(w), W - lr * X.T @ dZ, abs(W) + lr * size(X.T, dZ))
+    close(backend.to_numpy(bias), b - lr * dZ.sum(axis=0), abs(b) + lr * abs(dZ).sum(axis=0))
+    time_it(benchmark, backend, lambda: backend.dense_update(x, dz, w, bias, "sgd", numbers), **{"GFLOP/s": 2 * n * i * o})
+
+
+@pytest.mark.benchmark(group="output_delta")
+@pytest.mark.parametrize(("n", "o"), [(128, 10), (4096, 10), (128, 1000)])
+def test_output_delta(benchmark: BenchmarkFixture, backend: Backend, rng: np.random.Generator, n: int, o: int) -> None:
+    Z, y = normal(rng, n, o), rng.integers(0, o, n)
+    z, labels, scale = backend.asarray(Z), backend.asarray(y), backend.asarray(np.full(1, 1 / n, F32))
+    dZ, losses = backend.output_delta(z, labels, scale=scale)
+    (Z,) = wide(Z)
+    e = np.exp(Z - Z.max(axis=1, keepdims=True))
+    total = e.sum(axis=1, keepdims=True)
+    close(backend.to_numpy(dZ), (e / total - np.eye(o)[y]) / n, 1 / n)
+    close(backend.to_numpy(losses), (Z.max(axis=1) + np.log(total[:, 0]) - Z[np.arange(n), y]) / n, 8 / n)
+    time_it(
+        benchmark, backend, lambda: backend.output_delta(z, labels, scale=scale, dZ=dZ, losses=losses),
+        **{"GB/s": 2 * Z.size * 4},
+    )  # fmt: skip
+
+
+@pytest.mark.benchmark(group="update")
+@pytest.mark.parametrize("rule", ["sgd", "momentum"])
+@pytest.mark.parametrize("p", [109_386, 1_863_690])
+def test_update(benchmark: BenchmarkFixture, backend: Backend, rng: np.random.Generator, p: int, rule: str) -> None:
+    w, g, v = normal(rng, p), normal(rng, p), normal(rng, p)
+    hyper = np.array([LEARNING_RATE, 0.9, 1e-4], F32)
+    parameter, gradient, velocity, numbers = (backend.copy(backend.asarray(array)) for array in (w, g, v, hyper))
+    state = velocity if rule == "momentum" else None
+    backend.update(parameter, gradient, rule, numbers, state)
+    w, g, v, hyper = wide(w, g, v, hyper)
+    lr, momentum, decay = map(float, hyper)
+    step = g + decay * w + (momentum * v if rule == "momentum" else 0)
+    close(backend.to_numpy(parameter), w - lr * step, 1)
+    if state is not None:
+        close(backend.to_numpy(state), step, 1 + abs(step))
+    time_it(
+        benchmark, backend, lambda: backend.update(parameter, gradient, rule, numbers, state),
+        **{"GB/s": p * 4 * (5 if rule == "momentum" else 3)},
+    )  # fmt: skip
+
+
+@pytest.mark.benchmark(group="gather")
+@pytest.mark.parametrize(("n", "i"), [(128, 784), (4096, 784)])
+def test_gather(benchmark: BenchmarkFixture, backend: Backend, rng: np.random.Generator, n: int, i: int) -> None:
+    X, rows = normal(rng, 8192, i), rng.permutation(8192)
+    source, order, target = backend.asarray(X), backend.asarray(rows), backend.empty((n, i), F32)
+    backend.gather(source, order, target)
+    assert (backend.to_numpy(target) == X[rows[:n]]).all()
+    time_it(benchmark, backend, lambda: backend.gather(source, order, target), **{"GB/s": 2 * n * i * 4})
+
+
+@pytest.mark.benchmark(group="step")
+@pytest.mark.parametrize("name", ["small", "mnist", "double"])
+def test_step(benchmark: BenchmarkFixture, backend: Backend, name: str) -> None:
+    network = NETWORKS[name]
+    net = bpgpu.MLP(network.layers, activation=network.activation, dtype=network.dtype, backend=backend)
+    for W, initial in zip(net.weights, network.weights(), strict=True):
+        backend.write(W, initial)
+    trainer = net.trainer(bpgpu.SGD(LEARNING_RATE))
+    trainer.prepare()
+    step, (X, y) = Step(net, network.batch, labels=True, weighted=False), network.data()
+    backend.write(step.X, X)
+    backend.write(step.y, y)
+    with backend.capture() as program:
+        step.record(trainer.losses, trainer)
+    program.run()
+    reference = numpy_step(network, threads=0)
+    loss = reference.call()
+    eps = np.finfo(network.dtype).eps
+    assert abs(float(backend.to_numpy(trainer.losses)[0]) - loss) <= 32 * eps * loss
+    assert reference.weights is not None
+    for W, expected in zip(net.weights, reference.weights(), strict=True):
+        assert (abs(backend.to_numpy(W) - expected) <= eps).all()  # the step's largest moves are some hundred eps
+    time_it(benchmark, backend, lambda: step.record(trainer.losses, trainer), **{"GFLOP/s": network.flops})
