@@ -42,13 +42,12 @@ FLAGS = [
     *("-fvisibility=hidden", "-fno-gnu-unique", "-Wl,-Bsymbolic"),
 ]
 SANITIZE = [
-    *("-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined,float-cast-overflow"),
+    *("-g", "-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined,float-cast-overflow"),
     "-fno-sanitize-recover=all",
 ]
-# The first of an array of unknown length; the others are declared with their length.
-DYNAMIC = re.compile(
-    r"extern\s+__shared__\s+(?:(?:alignas|__align__)\s*\(\s*\w+\s*\)\s*)?(\w[\w\s:<>]*?)\s*\b(\w+)\s*\[\s*\]\s*;"
-)
+# What macros cannot turn into C++: an array of unknown length, and alignas behind a storage class.
+DYNAMIC = re.compile(r"extern\s+__shared__\s+(?:(?:alignas|__align__)\s*\(.*?\)\s*)?(\w[\w\s:<>]*?)\s*\b(\w+)\s*\[\s*\]\s*;")
+ALIGNED = re.compile(r"(__shared__\s+)alignas\b")
 
 
 # -- the compiler ---------------------------------------------------------------------------------------------------------
@@ -94,12 +93,11 @@ def _gxx(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
 
 
 @cache
-def _flags(sanitize: bool) -> list[str]:
-    flags = FLAGS + (SANITIZE if sanitize else [])
-    # Elsewhere fma() is a function of the C library: slow, the same bits.
+def _flags() -> list[str]:
+    # Without the instruction, fma() is a function of the C library: slow, the same bits.
     if platform.machine() == "x86_64" and re.search(r"^flags\b.*\bfma\b", Path("/proc/cpuinfo").read_text(), re.M):
-        flags = [*flags, "-mfma"]
-    return flags
+        return [*FLAGS, "-mfma"]
+    return FLAGS
 
 
 @cache
@@ -137,11 +135,14 @@ def _library(text: str, flags: list[str]) -> Path:
 
 
 def _kernels(source: str, names: Sequence[str], sanitize: bool) -> Path:
-    flags = _flags(sanitize)
-    scheduler = _library('#line 1 "scheduler.cpp"\n' + SCHEDULER.read_text(), flags)
-    source = DYNAMIC.sub(r"DYNAMIC_SHARED(\1, \2);", source)
+    flags = _flags()
+    scheduler = _library(SCHEDULER.read_text(), [*flags, "-DEMULATED_SANITIZE"] if sanitize else flags)
+    source = ALIGNED.sub(r"\1__align__", DYNAMIC.sub(r"DYNAMIC_SHARED(\1, \2);", source))
     entries = "\n".join(f"EMULATED_KERNEL({name})" for name in names)
-    return _library(f'#line 1 "kernels.cu"\n{source}\n#line 1 "names"\n{entries}\n', [*flags, str(scheduler)])
+    return _library(
+        f'#line 1 "kernels.cu"\n{source}\n#line 1 "names"\n{entries}\n',
+        [*flags, *(SANITIZE if sanitize else []), str(scheduler)],
+    )
 
 
 # -- the device -----------------------------------------------------------------------------------------------------------

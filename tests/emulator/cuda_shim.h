@@ -9,6 +9,7 @@
 
 #include <bit>
 #include <limits>
+#include <source_location>
 #include <type_traits>
 #include <utility>
 
@@ -43,6 +44,9 @@ constexpr int warpSize = 32;
 
 namespace emulated {
 
+using Place = std::source_location;  // of a call in the kernels' text
+const char* text(Place place);
+
 extern char* dynamic_shared;  // of the block that runs
 
 // Called by a thread: ends the launch.
@@ -50,11 +54,11 @@ extern char* dynamic_shared;  // of the block that runs
 
 enum WarpOperation { warp_sync, warp_shuffle, warp_ballot };
 int lane();
-void wait_for_block(int line);
-void wait_for_grid(int line);
-uint64_t wait_for_warp(WarpOperation operation, unsigned mask, uint64_t value, int source, int line);
+void wait_for_block(Place place);
+void wait_for_grid(Place place);
+uint64_t wait_for_warp(WarpOperation operation, unsigned mask, uint64_t value, int source, Place place);
 
-void copy_async(void* shared, const void* global, int size, int bytes, int line);
+void copy_async(void* shared, const void* global, int size, int bytes, Place place);
 void copy_async_commit();
 void copy_async_wait(int pending);
 
@@ -72,11 +76,14 @@ struct Launch {  // the same in __init__.py
     uint64_t seed;
 };
 
-const char* run(const Kernel& what, const Launch& how, void** arguments, const size_t* sizes, size_t count);  // what went wrong
+// Gives what went wrong, or null.
+const char* run(const Kernel& what, const Launch& how, void** arguments, const size_t* sizes, size_t count);
 
 }  // namespace emulated
 
 #pragma GCC visibility pop
+
+#define EMULATED_PLACE emulated::Place place = emulated::Place::current()  // the last parameter: where the caller is
 
 // -- words of the language --------------------------------------------------------------------------------------------
 
@@ -96,13 +103,13 @@ const char* run(const Kernel& what, const Launch& how, void** arguments, const s
     T* const name = reinterpret_cast<T*>(emulated::dynamic_shared)
 
 #undef assert
-#define assert(truth) ((truth) ? void() : emulated::fail("assertion `%s` failed in line %d", #truth, __LINE__))
-[[noreturn]] inline void __trap(int line = __builtin_LINE()) { emulated::fail("__trap() in line %d", line); }
+#define assert(truth) ((truth) ? void() : emulated::fail("assertion `%s` failed in %s:%d", #truth, __FILE__, __LINE__))
+[[noreturn]] inline void __trap(EMULATED_PLACE) { emulated::fail("__trap() in %s", emulated::text(place)); }
 
 // -- barriers, and what warps exchange --------------------------------------------------------------------------------
 
-inline void __syncthreads(int line = __builtin_LINE()) { emulated::wait_for_block(line); }
-inline void grid_sync(int line = __builtin_LINE()) { emulated::wait_for_grid(line); }
+inline void __syncthreads(EMULATED_PLACE) { emulated::wait_for_block(place); }
+inline void grid_sync(EMULATED_PLACE) { emulated::wait_for_grid(place); }
 
 inline void __threadfence_block() {}
 inline void __threadfence() {}
@@ -111,48 +118,48 @@ inline void __threadfence_system() {}
 namespace emulated {
 
 template <class T>
-T shuffle(unsigned mask, T value, int source, int line) {
+T shuffle(unsigned mask, T value, int source, Place place) {
     static_assert(std::is_arithmetic_v<T> && (sizeof(T) == 4 || sizeof(T) == 8), "shuffles move 4 or 8 bytes");
     using Bits = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
-    return std::bit_cast<T>(Bits(wait_for_warp(warp_shuffle, mask, std::bit_cast<Bits>(value), source, line)));
+    return std::bit_cast<T>(Bits(wait_for_warp(warp_shuffle, mask, std::bit_cast<Bits>(value), source, place)));
 }
 
-inline int group(int width, int line) {  // of lanes that a shuffle stays in: its first
-    if (width < 1 || width > 32 || width & (width - 1)) fail("a shuffle's width of %d in line %d", width, line);
+inline int group(int width, Place place) {  // of lanes that a shuffle stays in: its first
+    if (width < 1 || width > 32 || width & (width - 1)) fail("a shuffle's width of %d in %s", width, text(place));
     return lane() & ~(width - 1);
 }
 
 }  // namespace emulated
 
-inline void __syncwarp(unsigned mask = ~0u, int line = __builtin_LINE()) {
-    emulated::wait_for_warp(emulated::warp_sync, mask, 0, 0, line);
+inline void __syncwarp(unsigned mask = ~0u, EMULATED_PLACE) {
+    emulated::wait_for_warp(emulated::warp_sync, mask, 0, 0, place);
 }
 
-inline unsigned __ballot_sync(unsigned mask, int predicate, int line = __builtin_LINE()) {
-    return unsigned(emulated::wait_for_warp(emulated::warp_ballot, mask, predicate != 0, 0, line));
-}
-
-template <class T>
-T __shfl_sync(unsigned mask, T value, int source, int width = 32, int line = __builtin_LINE()) {
-    return emulated::shuffle(mask, value, emulated::group(width, line) + (source & (width - 1)), line);
+inline unsigned __ballot_sync(unsigned mask, int predicate, EMULATED_PLACE) {
+    return unsigned(emulated::wait_for_warp(emulated::warp_ballot, mask, predicate != 0, 0, place));
 }
 
 template <class T>
-T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, int line = __builtin_LINE()) {
+T __shfl_sync(unsigned mask, T value, int source, int width = 32, EMULATED_PLACE) {
+    return emulated::shuffle(mask, value, emulated::group(width, place) + (source & (width - 1)), place);
+}
+
+template <class T>
+T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, EMULATED_PLACE) {
     const int lane = emulated::lane(), source = lane - int(delta);
-    return emulated::shuffle(mask, value, source < emulated::group(width, line) ? lane : source, line);
+    return emulated::shuffle(mask, value, source < emulated::group(width, place) ? lane : source, place);
 }
 
 template <class T>
-T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, int line = __builtin_LINE()) {
+T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, EMULATED_PLACE) {
     const int lane = emulated::lane(), source = lane + int(delta);
-    return emulated::shuffle(mask, value, source >= emulated::group(width, line) + width ? lane : source, line);
+    return emulated::shuffle(mask, value, source >= emulated::group(width, place) + width ? lane : source, place);
 }
 
 template <class T>
-T __shfl_xor_sync(unsigned mask, T value, int flip, int width = 32, int line = __builtin_LINE()) {
+T __shfl_xor_sync(unsigned mask, T value, int flip, int width = 32, EMULATED_PLACE) {
     const int lane = emulated::lane(), source = lane ^ flip;
-    return emulated::shuffle(mask, value, source >= emulated::group(width, line) + width ? lane : source, line);
+    return emulated::shuffle(mask, value, source >= emulated::group(width, place) + width ? lane : source, place);
 }
 
 // -- atomic operations (nothing comes between: the threads share one thread of the CPU) --------------------------------
@@ -191,14 +198,14 @@ T atomicCAS(T* address, emulated::Same<T> expected, emulated::Same<T> value) {
 // -- asynchronous copies to shared memory: poison on the way, there when waited for ------------------------------------
 
 // Of `bytes` from global memory; the rest of what is written to shared memory is zero.
-inline void copy_async_16(void* shared, const void* global, int bytes = 16, int line = __builtin_LINE()) {
-    emulated::copy_async(shared, global, 16, bytes, line);
+inline void copy_async_16(void* shared, const void* global, int bytes = 16, EMULATED_PLACE) {
+    emulated::copy_async(shared, global, 16, bytes, place);
 }
-inline void copy_async_8(void* shared, const void* global, int bytes = 8, int line = __builtin_LINE()) {
-    emulated::copy_async(shared, global, 8, bytes, line);
+inline void copy_async_8(void* shared, const void* global, int bytes = 8, EMULATED_PLACE) {
+    emulated::copy_async(shared, global, 8, bytes, place);
 }
-inline void copy_async_4(void* shared, const void* global, int bytes = 4, int line = __builtin_LINE()) {
-    emulated::copy_async(shared, global, 4, bytes, line);
+inline void copy_async_4(void* shared, const void* global, int bytes = 4, EMULATED_PLACE) {
+    emulated::copy_async(shared, global, 4, bytes, place);
 }
 
 inline void copy_async_commit() { emulated::copy_async_commit(); }
@@ -324,8 +331,9 @@ struct Signature<void (*)(P...)> {
 
 }  // namespace emulated
 
-#define EMULATED_KERNEL(name)                                                                                       \
-    extern "C" __attribute__((visibility("default"))) const char* emulated_launch_##name(                           \
-        const emulated::Launch* how, void** arguments, const size_t* sizes, size_t count) {                         \
-        return emulated::run(emulated::Signature<decltype(&name)>::describe<&name>(#name), *how, arguments, sizes, count);    \
+#define EMULATED_KERNEL(name)                                                                                 \
+    extern "C" __attribute__((visibility("default"))) const char* emulated_launch_##name(                     \
+        const emulated::Launch* how, void** arguments, const size_t* sizes, size_t count) {                   \
+        const emulated::Kernel kernel = emulated::Signature<decltype(&name)>::describe<&name>(#name);         \
+        return emulated::run(kernel, *how, arguments, sizes, count);                                          \
     }

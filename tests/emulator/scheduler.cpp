@@ -10,11 +10,12 @@
 #include <link.h>
 #include <stdarg.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <vector>
 
-#ifdef __SANITIZE_ADDRESS__
+#ifdef EMULATED_SANITIZE
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
@@ -22,7 +23,7 @@
 #if defined(__x86_64__) && !defined(EMULATED_UCONTEXT)
 #define EMULATED_ASSEMBLY
 #else
-#include <ucontext.h>  // anywhere, but with two system calls a switch
+#include <ucontext.h>  // anywhere, but with a system call at each switch
 #endif
 
 uint3 threadIdx, blockIdx;
@@ -34,12 +35,12 @@ char* dynamic_shared;
 
 // -- fibers -----------------------------------------------------------------------------------------------------------
 
-#ifdef __SANITIZE_ADDRESS__
+#ifdef EMULATED_SANITIZE
 constexpr size_t stack_bytes = 256 << 10;  // instrumented frames are larger
 #else
 constexpr size_t stack_bytes = 64 << 10;
 #endif
-constexpr size_t page = 4096;
+static const size_t page = sysconf(_SC_PAGESIZE);
 
 struct Fiber {
     char* stack = nullptr;
@@ -70,8 +71,8 @@ emulated_switch:
 )");
 #endif
 
-static void arrived(Fiber& fiber) {
-#ifdef __SANITIZE_ADDRESS__
+static void arrived([[maybe_unused]] Fiber& fiber) {
+#ifdef EMULATED_SANITIZE
     Fiber other;
     Fiber& from = &fiber == &scheduler ? other : scheduler;  // a fiber is always entered from the scheduler
     __sanitizer_finish_switch_fiber(fiber.fake_stack, &from.bottom, &from.size);
@@ -79,7 +80,7 @@ static void arrived(Fiber& fiber) {
 }
 
 __attribute__((noinline)) static void change(Fiber& from, Fiber& to) {
-#ifdef __SANITIZE_ADDRESS__
+#ifdef EMULATED_SANITIZE
     __sanitizer_start_switch_fiber(&from.fake_stack, to.bottom, to.size);
 #endif
 #ifdef EMULATED_ASSEMBLY
@@ -95,7 +96,7 @@ static void run_threads();  // what every fiber does, forever
 // Ready to begin run_threads(), whatever it did before.
 static void renew(Fiber& fiber) {
     fiber.fake_stack = nullptr;
-#ifdef __SANITIZE_ADDRESS__
+#ifdef EMULATED_SANITIZE
     __asan_unpoison_memory_region(fiber.bottom, fiber.size);
 #endif
 #ifdef EMULATED_ASSEMBLY
@@ -147,7 +148,7 @@ struct Thread {
     uint3 index;
     State state;
     Fiber* fiber;  // none before it has begun
-    int line;      // of the call in which it waits
+    Place place;   // of the call in which it waits
     WarpOperation operation;
     unsigned mask;
     int source;      // the lane whose value it wants
@@ -177,8 +178,19 @@ static size_t cursor;  // into thread_order: whose turn is next
 static uint64_t random_state;
 static char error[1024];
 
+static bool same(Place a, Place b) {
+    return a.line() == b.line() && (a.file_name() == b.file_name() || !strcmp(a.file_name(), b.file_name()));
+}
+
+const char* text(Place place) {
+    static char written[200];
+    snprintf(written, sizeof written, "%s:%u", place.file_name(), unsigned(place.line()));
+    return written;
+}
+
 static void describe(const char* format, va_list arguments, bool of_thread) {
-    int n = snprintf(error, sizeof error, "kernel '%s', block (%u, %u, %u)", kernel->name, blockIdx.x, blockIdx.y, blockIdx.z);
+    const uint3 b = blockIdx;
+    int n = snprintf(error, sizeof error, "kernel '%s', block (%u, %u, %u)", kernel->name, b.x, b.y, b.z);
     if (of_thread) {
         const uint3 t = thread->index;
         n += snprintf(error + n, sizeof error - n, ", thread (%u, %u, %u)", t.x, t.y, t.z);
@@ -206,29 +218,29 @@ __attribute__((format(printf, 1, 2))) static void fail_block(const char* format,
 }
 
 // Called by a thread: returns when the scheduler lets it go on.
-static void wait(State state, int line) {
+static void wait(State state, Place place) {
     thread->state = state;
-    thread->line = line;
+    thread->place = place;
     --block->ready;
     change(*thread->fiber, scheduler);
 }
 
-void wait_for_block(int line) { wait(at_barrier, line); }
+void wait_for_block(Place place) { wait(at_barrier, place); }
 
-void wait_for_grid(int line) {
-    if (!launch->cooperative) fail("grid_sync() in line %d of a launch that is not cooperative", line);
-    wait(at_grid, line);
+void wait_for_grid(Place place) {
+    if (!launch->cooperative) fail("grid_sync() in %s of a launch that is not cooperative", text(place));
+    wait(at_grid, place);
 }
 
 int lane() { return int(thread - block->threads.data()) % 32; }
 
-uint64_t wait_for_warp(WarpOperation operation, unsigned mask, uint64_t value, int source, int line) {
-    if (!(mask >> lane() & 1)) fail("lane %d is not in the mask %#x in line %d", lane(), mask, line);
+uint64_t wait_for_warp(WarpOperation operation, unsigned mask, uint64_t value, int source, Place place) {
+    if (!(mask >> lane() & 1)) fail("lane %d is not in the mask %#x in %s", lane(), mask, text(place));
     thread->operation = operation;
     thread->mask = mask;
     thread->value = value;
     thread->source = source;
-    wait(at_warp, line);
+    wait(at_warp, place);
     return thread->value;
 }
 
@@ -273,7 +285,8 @@ static void run_ready_threads() {
         for (cursor = 0; cursor < thread_order.size();) {
             thread = &block->threads[thread_order[cursor++]];
             if (thread->state != ready) continue;
-            if (!thread->fiber && !(thread->fiber = take_fiber())) return fail_block("no memory for one more thread's stack");
+            if (!thread->fiber) thread->fiber = take_fiber();
+            if (!thread->fiber) return fail_block("no memory for one more thread's stack");
             threadIdx = thread->index;
             change(scheduler, *thread->fiber);
             if (*error) return;
@@ -285,12 +298,12 @@ static void run_ready_threads() {
 static bool release_lanes(Thread* lanes, int count, const Thread& first) {
     const WarpOperation operation = first.operation;
     const unsigned mask = first.mask;
-    const int line = first.line;
+    const Place place = first.place;
     unsigned present = 0;
     for (int i = 0; i < count; ++i) {
         if (!(mask >> i & 1) || lanes[i].state == returned) continue;
-        if (lanes[i].state != at_warp || lanes[i].operation != operation || lanes[i].mask != mask || lanes[i].line != line)
-            return false;
+        if (lanes[i].state != at_warp || lanes[i].operation != operation || lanes[i].mask != mask) return false;
+        if (!same(lanes[i].place, place)) return false;
         present |= 1u << i;
     }
     uint64_t offered[32], ballot = 0;
@@ -300,8 +313,9 @@ static bool release_lanes(Thread* lanes, int count, const Thread& first) {
     }
     for (int i = 0; i < count; ++i) {
         if (!(present >> i & 1)) continue;
+        const int source = lanes[i].source;
         if (operation == warp_ballot) lanes[i].value = ballot;
-        if (operation == warp_shuffle) lanes[i].value = present >> lanes[i].source & 1 ? offered[lanes[i].source] : ~uint64_t(0);
+        if (operation == warp_shuffle) lanes[i].value = present >> source & 1 ? offered[source] : ~uint64_t(0);
         lanes[i].state = ready;
         ++block->ready;
     }
@@ -322,9 +336,9 @@ static bool release_warps() {
 
 // Whether every thread of the block waits in the same place.
 static bool all(const Block& of, State state) {
-    const int line = of.threads[0].line;
+    const Place place = of.threads[0].place;
     for (const Thread& t : of.threads)
-        if (t.state != state || (state != returned && t.line != line)) return false;
+        if (t.state != state || (state != returned && !same(t.place, place))) return false;
     return true;
 }
 
@@ -341,17 +355,18 @@ static void report_divergence() {
     std::vector<bool> told(block->threads.size());
     for (size_t i = 0; i < told.size() && n < sizeof list - 100; ++i) {
         const Thread& t = block->threads[i];
-        const auto same = [&](const Thread& u) {
+        const auto together = [&](const Thread& u) {
             if (u.state != t.state || t.state == returned) return u.state == t.state;
-            return u.line == t.line && (t.state != at_warp || (u.operation == t.operation && u.mask == t.mask));
+            if (t.state == at_warp && (u.operation != t.operation || u.mask != t.mask)) return false;
+            return same(u.place, t.place);
         };
         if (told[i]) continue;
         int count = 0;
         for (size_t j = i; j < told.size(); ++j)
-            if (same(block->threads[j])) told[j] = true, ++count;
+            if (together(block->threads[j])) told[j] = true, ++count;
         n += snprintf(list + n, sizeof list - n, "%s%d %s", n ? ", " : "", count,
                       t.state == at_warp ? operations[t.operation] : places[t.state]);
-        if (t.state != returned) n += snprintf(list + n, sizeof list - n, " in line %d", t.line);
+        if (t.state != returned) n += snprintf(list + n, sizeof list - n, " in %s", text(t.place));
         if (t.state == at_warp) n += snprintf(list + n, sizeof list - n, " with mask %#x", t.mask);
     }
     fail_block("divergent barrier: of %zu threads, %s", told.size(), list);
@@ -371,8 +386,8 @@ static void advance() {
 
 // -- shared memory ----------------------------------------------------------------------------------------------------
 
-// Static shared memory is the thread-local storage of the kernel's library: the only way to get hold of all of it, whatever
-// functions and templates it is declared in.  `anchor` lies in it.
+// Static shared memory is the thread-local storage of the kernel's library: the only way to get hold of all of it,
+// whatever functions and templates it is declared in.  `anchor` lies in it.
 static char* statics;
 static size_t statics_bytes;
 
@@ -412,7 +427,7 @@ static bool begin(Block& next, unsigned number) {
         t.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
         t.state = ready;
         t.fiber = nullptr;
-        t.groups = t.line = 0;
+        t.groups = 0;
         t.copies.clear();
     }
     next.ready = int(next.threads.size());
@@ -422,11 +437,11 @@ static bool begin(Block& next, unsigned number) {
         if (memory == MAP_FAILED) return false;
         next.dynamic = static_cast<char*>(memory);
     }
-#ifdef __SANITIZE_ADDRESS__
+#ifdef EMULATED_SANITIZE
     __asan_unpoison_memory_region(next.dynamic, shared_limit + margin);
 #endif
     memset(next.dynamic, 0xff, launch->shared_bytes + margin);
-#ifdef __SANITIZE_ADDRESS__
+#ifdef EMULATED_SANITIZE
     __asan_poison_memory_region(next.dynamic + launch->shared_bytes, shared_limit + margin - launch->shared_bytes);
 #endif
     if (launch->cooperative)
@@ -437,7 +452,7 @@ static bool begin(Block& next, unsigned number) {
 }
 
 static void check_margin() {
-#ifndef __SANITIZE_ADDRESS__  // it is told at once
+#ifndef EMULATED_SANITIZE  // it is told at once
     const char* end = block->dynamic + launch->shared_bytes;
     if (!std::all_of(end, end + margin, [](char c) { return c == char(0xff); }))
         fail_block("writes past its %u bytes of dynamic shared memory", launch->shared_bytes);
@@ -449,11 +464,11 @@ static bool is_shared(const char* p, int size) {
     return in(block->dynamic, launch->shared_bytes) || in(statics, statics_bytes);
 }
 
-void copy_async(void* shared, const void* global, int size, int bytes, int line) {
-    if (!is_shared(static_cast<char*>(shared), size)) fail("copy_async_%d not to shared memory in line %d", size, line);
+void copy_async(void* shared, const void* global, int size, int bytes, Place place) {
+    if (!is_shared(static_cast<char*>(shared), size)) fail("copy_async_%d not to shared memory in %s", size, text(place));
     if (reinterpret_cast<uintptr_t>(shared) % size || reinterpret_cast<uintptr_t>(global) % size)
-        fail("copy_async_%d of unaligned addresses in line %d", size, line);
-    if (bytes < 0 || bytes > size) fail("copy_async_%d of %d bytes in line %d", size, bytes, line);
+        fail("copy_async_%d of unaligned addresses in %s", size, text(place));
+    if (bytes < 0 || bytes > size) fail("copy_async_%d of %d bytes in %s", size, bytes, text(place));
     memset(shared, 0xff, size);
     thread->copies.push_back({shared, global, size, bytes, thread->groups});
 }
@@ -499,18 +514,18 @@ static void run_cooperative() {
         }
         if (done == count) return;
         if (done) return fail_block("divergent grid_sync(): %zu of %zu blocks have returned", done, count);
-        const int line = block->threads[0].line;
-        for (size_t i = 0; i < count; ++i) {
-            const int other = blocks[i].threads[0].line;
-            if (other != line) return fail_block("divergent grid_sync(): blocks wait in line %d and in line %d", line, other);
-        }
+        const Place place = block->threads[0].place;
+        for (size_t i = 0; i < count; ++i)
+            if (!same(blocks[i].threads[0].place, place))
+                return fail_block("divergent grid_sync(): not all blocks wait in %s", text(place));
         for (size_t i = 0; i < count; ++i) release(blocks[i]);
     }
 }
 
 const char* run(const Kernel& what, const Launch& how, void** arguments, const size_t* sizes, size_t count) {
     if (count != what.parameters) {
-        snprintf(error, sizeof error, "kernel '%s' has %zu parameters, got %zu arguments", what.name, what.parameters, count);
+        const char* format = "kernel '%s' has %zu parameters, got %zu arguments";
+        snprintf(error, sizeof error, format, what.name, what.parameters, count);
         return error;
     }
     for (size_t i = 0; i < count; ++i) {
