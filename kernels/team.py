@@ -27,7 +27,7 @@ from numba.extending import intrinsic
 from .records import ENTRY, MEMBER, PROGRAM, TEAM, offset
 from .vector import njit
 
-BUSY_SPINS, IDLE_SPINS = 100_000, 20_000  # some 150 and 30 microseconds
+BUSY_SPINS, IDLE_SPINS = 100_000, 60_000  # some 150 and 100 microseconds: Python between two steps takes less
 NAP = 50  # microseconds
 
 I64 = ir.IntType(64)
