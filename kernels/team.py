@@ -126,9 +126,9 @@ def advance(team: int, number: int) -> None:
         start(team, number + 1, entry, step)
     else:
         shared.program = 0
-        atomic_exchange(team + RUNNING, number + 1)
         atomic_exchange(team + ITEMS, 0)
         atomic_exchange(team + TICKET, (number + 1) << ITEM_BITS)
+        atomic_exchange(team + RUNNING, number + 1)  # last: the leader may open the next program from here on
 
 
 @njit
