@@ -110,7 +110,7 @@ class Backend(ABC):
 
         X (n, i), W (i, o), b (o) give A (n, o), and Z (n, o) if an array for it is given.
         """
-        s = sizes("X n i, W i o, b o, A n o, Z n o", X, W, b, A, Z)
+        s = sizes("X n i, W i o, b o, =A n o, =Z n o", X, W, b, A, Z)
         nearest(activation, ACTIVATIONS, "activation")
         A = self.empty((s["n"], s["o"]), X.dtype) if A is None else A
         self._dense_forward(X, W, b, activation, A, Z)
@@ -118,7 +118,7 @@ class Backend(ABC):
 
     def activate(self, Z: Array, activation: str, *, A: Array = None) -> Array:
         """A = f(Z) for any activation, or "softmax" over each row: Z (n, o) gives A (n, o)."""
-        sizes("Z n o, A n o", Z, A)
+        sizes("Z n o, =A n o", Z, A)
         nearest(activation, (*ACTIVATIONS, "softmax"), "activation")
         A = self.empty(Z.shape, Z.dtype) if A is None else A
         self._activate(Z, activation, A)
@@ -141,7 +141,7 @@ class Backend(ABC):
         Gives dZ (n, o) and losses (n).  cross_entropy goes with softmax, binary_cross_entropy with sigmoid.
         """
         labels = y.ndim == 1
-        s = sizes("Z n o, dZ n o, losses n", Z, dZ, losses)
+        s = sizes("Z n o, =dZ n o, =losses n", Z, dZ, losses)
         nearest(loss, LOSSES, "loss")
         check_pair(loss, activation)
         if labels:
@@ -166,7 +166,7 @@ class Backend(ABC):
         dZ (n, o) and W (i, o) of a layer, `saved` (n, i) of the layer below, whose activation is named: its A, or its Z
         where f' is no function of a (gelu, silu).  Gives dZ_below (n, i).
         """
-        s = sizes("dZ n o, W i o, saved n i, dZ_below n i", dZ, W, saved, dZ_below)
+        s = sizes("dZ n o, W i o, saved n i, =dZ_below n i", dZ, W, saved, dZ_below)
         nearest(activation, ACTIVATIONS, "activation")
         dZ_below = self.empty((s["n"], s["i"]), dZ.dtype) if dZ_below is None else dZ_below
         self._hidden_delta(dZ, W, saved, activation, dZ_below)
@@ -174,7 +174,7 @@ class Backend(ABC):
 
     def dense_gradient(self, X: Array, dZ: Array, *, dW: Array = None, db: Array = None) -> tuple[Array, Array]:
         """The product of both passes:  dW = X^T dZ,  db = sum_n dZ.   X (n, i), dZ (n, o) give dW (i, o), db (o)."""
-        s = sizes("X n i, dZ n o, dW i o, db o", X, dZ, dW, db)
+        s = sizes("X n i, dZ n o, =dW i o, =db o", X, dZ, dW, db)
         dW = self.empty((s["i"], s["o"]), X.dtype) if dW is None else dW
         db = self.empty((s["o"],), X.dtype) if db is None else db
         self._dense_gradient(X, dZ, dW, db)
@@ -194,8 +194,9 @@ class Backend(ABC):
 
         hyper (2, 3): [lr, momentum, weight decay] for W, then for b; states: the velocities of W and b, unless rule is "sgd".
         """
-        sizes("X n i, dZ n o, W i o, b o, hyper 2 3", X, dZ, W, b, hyper)
-        self._check_states(rule, (W, b), states)
+        state_W, state_b = _states(rule, states, 2)
+        spec = "X n i, dZ n o, =W i o, =b o, hyper 2 3, =state_W i o, =state_b o"
+        sizes(spec, X, dZ, W, b, hyper, state_W, state_b)
         self._dense_update(X, dZ, W, b, rule, hyper, states)
 
     def update(self, parameter: Array, gradient: Array, rule: str, hyper: Array, state: Array = None) -> None:
@@ -203,8 +204,8 @@ class Backend(ABC):
 
         parameter (p), gradient (p), hyper (3) = [lr, momentum, weight decay], state (p) the velocity, unless rule is "sgd".
         """
-        sizes("parameter p, gradient p, hyper 3", parameter, gradient, hyper)
-        self._check_states(rule, (parameter,), None if state is None else (state,))
+        _states(rule, None if state is None else (state,), 1)
+        sizes("=parameter p, gradient p, hyper 3, =state p", parameter, gradient, hyper, state)
         self._update(parameter, gradient, rule, hyper, state)
 
     def gather(self, source: Array, order: Array, target: Array) -> None:
@@ -212,24 +213,25 @@ class Backend(ABC):
 
         source (N, ...) and target (n, ...) of one dtype; order int64, each in 0..N-1.
         """
-        if source.shape[1:] != target.shape[1:] or source.dtype != target.dtype or order.dtype != np.int64:
+        if source.shape[1:] != target.shape[1:] or source.dtype != target.dtype or order.dtype != np.int64 or not target.size:
             raise ValueError(
-                f"gather takes source and target of one dtype and row shape and an int64 order; got "
+                f"gather takes source and target of one dtype and row shape, not empty, and an int64 order; got "
                 f"{source.dtype} {source.shape}, {target.dtype} {target.shape}, {order.dtype}"
             )
+        if order.ndim != 1 or len(order) < len(target):
+            raise ValueError(
+                f"order has shape {tuple(order.shape)}; expected one entry for each of {len(target)} rows, or more"
+            )
+        for name, array in (("source", source), ("order", order), ("target", target)):
+            check_layout(name, array, written=name == "target")
         self._limit(len(order) // len(target))
         self._gather(source, order, target)
 
     def total(self, numbers: Array, target: Array) -> None:
         """target[step] = sum of numbers (n), in the order of the numerics contract."""
-        sizes("numbers n, target steps", numbers, target)
+        sizes("numbers n, =target steps", numbers, target)
         self._limit(len(target))
         self._total(numbers, target)
-
-    def _check_states(self, rule: str, parameters: tuple[Array, ...], states: tuple[Array, ...] | None) -> None:
-        nearest(rule, RULES, "rule")
-        if rule != "sgd" and (states is None or any(s.shape != p.shape for s, p in zip(states, parameters, strict=True))):
-            raise ValueError(f"the rule {rule} needs a velocity of the parameters' own shape")
 
     # -- what a device implements: the same, checked and complete ----------------------------------------------------------
 
@@ -269,15 +271,31 @@ def check_pair(loss: str, activation: str) -> None:
         nearest(activation, ACTIVATIONS, "output activation")
 
 
+def _states(rule: str, states: tuple[Array, ...] | None, count: int) -> tuple[Array, ...]:
+    """The velocities, or as many None."""
+    nearest(rule, RULES, "rule")
+    if rule != "sgd" and (states is None or len(states) != count or any(s is None for s in states)):
+        raise ValueError(f"the rule {rule} needs a velocity for each array of parameters, of its shape")
+    return states or (None,) * count
+
+
+def check_layout(name: str, array: Array, *, written: bool) -> None:
+    if not array.flags.c_contiguous:
+        raise ValueError(f"{name} is not C-contiguous; pass numpy.ascontiguousarray({name})")
+    if written and not getattr(array.flags, "writeable", True):
+        raise ValueError(f"{name} is read-only and would be written to; pass {name}.copy()")
+
+
 def sizes(spec: str, *arrays: Array) -> dict[str, int]:
     """The sizes named in a spec such as "X n i, W i o", checked over all arrays that are given (not None).
 
-    Also checks that they are C-contiguous and share one dtype, float32 or float64.
+    Also checks that they are C-contiguous and share one dtype, float32 or float64, and that those with "=" can be written.
     """
     found: dict[str, int] = {}
     dtype = None
     for part, array in zip(spec.split(","), arrays, strict=True):
         name, *letters = part.split()
+        written, name = name.startswith("="), name.lstrip("=")
         if array is None:
             continue
         if not hasattr(array, "dtype") or not hasattr(array, "flags"):
@@ -288,11 +306,10 @@ def sizes(spec: str, *arrays: Array) -> dict[str, int]:
         expected = [found.get(x, int(x) if x.isdigit() else None) for x in letters]
         if array.ndim != len(letters) or any(e is not None and e != d for e, d in zip(expected, array.shape, strict=True)):
             wanted = ", ".join(x if e is None else str(e) for x, e in zip(letters, expected, strict=True))
-            raise ValueError(f"{name} has shape {tuple(array.shape)}; expected ({wanted}) in {spec}")
+            raise ValueError(f"{name} has shape {tuple(array.shape)}; expected ({wanted}) in {spec.replace('=', '')}")
         if 0 in array.shape:
             raise ValueError(f"{name} has shape {tuple(array.shape)}; expected at least one element")
-        if not array.flags.c_contiguous:
-            raise ValueError(f"{name} is not C-contiguous; pass numpy.ascontiguousarray({name})")
+        check_layout(name, array, written=written)
         found.update(zip(letters, array.shape, strict=True))
     return found
 

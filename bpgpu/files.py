@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .backend import Backend
+from .backend import Backend, get_backend
 
 if TYPE_CHECKING:
     from .mlp import MLP
@@ -56,32 +57,43 @@ def load(path: str | os.PathLike[str], backend: str | Backend = "cpu") -> MLP:
 
     from .mlp import MLP
 
+    backend = get_backend(backend)
     with open(path, "rb"):  # the plain errors: not there, a directory, not readable
         pass
     try:
         with safe_open(path, framework="numpy") as file:
             header = (file.metadata() or {}).get("bpgpu")
-            tensors: dict[str, np.ndarray[Any, Any]] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
+            tensors = {name: file.get_tensor(name) for name in file.keys()} if header else {}  # noqa: SIM118
+    except (SafetensorError, TypeError) as error:
         raise ValueError(f"{path} is not a model file, or not a whole one: {error}") from error
     if header is None:
         raise ValueError(f"{path} is a safetensors file but not a model of bpgpu: its header has no entry 'bpgpu'")
     try:
         a = json.loads(header)
+        _check_tensors(a["layers"], tensors)
         net = MLP(
             a["layers"], activation=a["activations"], loss=a["loss"], output_activation=a["output_activation"],
             reduction=a["reduction"], dtype=tensors["weights.0"].dtype, seed=a["seed"], backend=backend,
         )  # fmt: skip
         net.epochs_trained, net.classes = int(a["epochs_trained"]), tuple(a["classes"]) if a["classes"] else None
-        theta = np.empty(net.theta.shape, net.dtype)
-        weights, biases = net.views(theta)
-        for name, parts in (("weights", weights), ("biases", biases)):
-            for l, part in enumerate(parts):
-                found = tensors[f"{name}.{l}"]
-                if found.shape != part.shape or found.dtype != part.dtype:
-                    raise ValueError(f"{name}.{l} is {found.dtype} {found.shape}, not {part.dtype} {part.shape}")
-                part[:] = found
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged or from another version of bpgpu: {error}") from error
-    net.backend.write(net.theta, theta)
+    theta = np.empty(net.theta.shape, net.dtype)
+    for name, parts in zip(("weights", "biases"), net.views(theta), strict=True):
+        for l, part in enumerate(parts):
+            part[:] = tensors[f"{name}.{l}"]
+    backend.write(net.theta, theta)
     return net
+
+
+def _check_tensors(layers: list[int], tensors: dict[str, np.ndarray[Any, Any]]) -> None:
+    """Raise ValueError or KeyError unless they are the weights and biases of these layers, all of one dtype."""
+    expected: dict[str, tuple[int, ...]] = {}
+    for l, (i, o) in enumerate(pairwise(layers)):
+        expected[f"weights.{l}"], expected[f"biases.{l}"] = (i, o), (o,)
+    if set(expected) != set(tensors):
+        raise ValueError(f"it holds {len(tensors)} tensors, not the {len(expected)} of layers {layers}")
+    for name, shape in expected.items():
+        found, dtype = tensors[name], tensors["weights.0"].dtype
+        if found.shape != shape or found.dtype != dtype:
+            raise ValueError(f"{name} is {found.dtype} {found.shape}, not {dtype} {shape}")

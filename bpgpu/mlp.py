@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from .backend import DTYPES, Array, Backend, check_pair, get_backend
-from .checks import as_labels, as_matrix, as_targets, as_weights, nearest
+from .checks import as_labels, as_matrix, as_numbers, as_targets, as_weights, nearest
 from .kernels.names import ACTIVATIONS, LOSSES, SAVES_Z
 from .optim import SGD
 from .random import WEIGHTS, check_seed, uniform
@@ -59,6 +59,15 @@ class Backward:
     db: list[Array]
 
 
+class Views(list[Array]):
+    """Arrays that are views of theta: assigning to one copies into it."""
+
+    def __setitem__(self, index: Any, values: Any) -> None:
+        array = self[index]
+        if values is not array:
+            array[...] = values
+
+
 class MLP:
     """A multilayer perceptron of any size, trained by backpropagation.
 
@@ -95,16 +104,29 @@ class MLP:
         if loss == "cross_entropy" and self.layers[-1] < 2:
             raise ValueError("cross_entropy needs two outputs or more; for one output take binary_cross_entropy")
         self.reduction = nearest(reduction, ("mean", "sum"), "reduction")
-        self.dtype = np.dtype(nearest(np.dtype(dtype).name, DTYPES, "dtype"))
+        self.dtype = _check_dtype(dtype)
         self.seed = check_seed(seed)
         self.backend = get_backend(backend)
         self.classes: tuple[str, ...] | None = None  # names of the labels, kept with the model
         self.epochs_trained = 0
-        self.theta = self.backend.asarray(self._initial_theta())
-        self.weights, self.biases = self.views(self.theta)
+        self._theta = self.backend.asarray(self._initial_theta())
+        weights, biases = self.views(self._theta)
+        self.weights, self.biases = Views(weights), Views(biases)
         self._trainers: WeakKeyDictionary[SGD, Trainer] = WeakKeyDictionary()
 
     # -- theta -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def theta(self) -> Array:
+        """All parameters, one flat array {w1, w2, ..., b1, b2, ...}.  Assigning to it copies into it."""
+        return self._theta
+
+    @theta.setter
+    def theta(self, values: Any) -> None:
+        if values is not self._theta:
+            if np.shape(values) != self._theta.shape:
+                raise ValueError(f"theta has shape {self._theta.shape}; it cannot take values of shape {np.shape(values)}")
+            self.backend.write(self._theta, values)
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
@@ -174,7 +196,7 @@ class MLP:
         """One step of gradient descent on one batch; gives the loss before the step."""
         X = self._inputs(X)
         y, scale = self.targets(y, len(X)), self.scale(len(X), sample_weight)
-        return self.trainer(optimizer).step(X, y, scale)
+        return self.trainer(optimizer).step(optimizer, X, y, scale)
 
     def fit(
         self,
@@ -205,7 +227,7 @@ class MLP:
         if optimizer not in self._trainers:
             from .training import Trainer
 
-            self._trainers[optimizer] = Trainer(self, optimizer)
+            self._trainers[optimizer] = Trainer(self)
         return self._trainers[optimizer]
 
     # -- use -------------------------------------------------------------------------------------------------------------
@@ -218,12 +240,14 @@ class MLP:
 
     def predict(self, X: Any) -> np.ndarray[Any, Any]:
         """Labels (n,) of cross_entropy, 0/1 (n,) or (n, outputs) of binary_cross_entropy, otherwise the outputs."""
-        a = self.outputs(X)
+        a = self._decided(self.outputs(X))
+        return a[:, 0] if a.ndim == 2 and a.shape[1] == 1 else a
+
+    def _decided(self, a: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Labels (n,), 0 and 1 (n, outputs), or the outputs as they are."""
         if self.loss == "cross_entropy":
             return np.asarray(np.argmax(a, axis=1))
-        if self.loss == "binary_cross_entropy":
-            a = (a > 0.5).astype(np.int64)
-        return a[:, 0] if a.shape[1] == 1 else a
+        return (a > 0.5).astype(np.int64) if self.loss == "binary_cross_entropy" else a
 
     def predict_proba(self, X: Any) -> np.ndarray[Any, Any]:
         """Probabilities (n, outputs).  ValueError: the loss is none of probabilities."""
@@ -244,16 +268,15 @@ class MLP:
                 Z, target, self.loss, self.output_activation, losses=losses[s:e],
                 scale=b.asarray(scale if len(scale) == 1 else scale[s:e]),
             )  # fmt: skip
-            right += self._right(b.to_numpy(Z), y[s:e])
+            if self.loss in _OUTPUTS:
+                right += self._right(b.to_numpy(b.activate(Z, self.output_activation, A=Z)), y[s:e])
         return self._sum(losses), (right / len(X) if self.loss in _OUTPUTS else None)
 
-    def _right(self, Z: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> float:
-        """How many rows are classified right; several labels a row count by their share."""
+    def _right(self, a: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> float:
+        """How many rows predict() has right; several labels a row count by their share."""
         if self.loss == "cross_entropy":
-            return float(np.sum(np.argmax(Z, axis=1) == (y if y.ndim == 1 else np.argmax(y, axis=1))))
-        if self.loss == "binary_cross_entropy":
-            return float(np.mean((Z > 0) == (y > 0.5), axis=1).sum())
-        return 0.0
+            return float(np.sum(self._decided(a) == (y if y.ndim == 1 else np.argmax(y, axis=1))))
+        return float(np.mean(self._decided(a) == (y > 0.5), axis=1).sum())
 
     def _logits(self, X: Array) -> Array:
         """z of the output layer, nothing else kept."""
@@ -281,7 +304,9 @@ class MLP:
 
         Labels (n,) for several outputs mean rows of 0 and one 1, for any loss.
         """
-        outputs, shape = self.layers[-1], np.shape(y)
+        outputs = self.layers[-1]
+        y = y if hasattr(y, "shape") else as_numbers(y, "y")
+        shape = tuple(y.shape)
         if outputs > 1 and (len(shape) < 2 or shape[1:] == (1,)):
             labels = as_labels(y, n=n, classes=outputs)
             return labels if self.loss == "cross_entropy" else np.eye(outputs, dtype=self.dtype)[labels]
@@ -305,8 +330,9 @@ class MLP:
         """The weights of a batch, over their sum if the reduction is the mean (all 0 if they are all 0)."""
         if self.reduction == "sum":
             return weight
-        total = math.fsum(weight)
-        return (weight / (total or 1.0)).astype(self.dtype)
+        _, exponent = np.frexp(weight.max())
+        weight = np.ldexp(weight.astype(np.float64), -exponent)  # exact, and the sum cannot overflow
+        return (weight / (math.fsum(weight) or 1.0)).astype(self.dtype)
 
     # -- files -----------------------------------------------------------------------------------------------------------
 
@@ -334,7 +360,17 @@ def _check_layers(layers: Sequence[int]) -> tuple[int, ...]:
     return tuple(int(s) for s in sizes)
 
 
+def _check_dtype(dtype: Any) -> np.dtype[Any]:
+    try:
+        name = dtype if isinstance(dtype, str) else np.dtype(dtype).name if dtype is not None else None
+    except TypeError:
+        name = repr(dtype)
+    return np.dtype(nearest(name, DTYPES, "dtype"))
+
+
 def _check_activations(activation: str | Sequence[str], hidden: int) -> tuple[str, ...]:
+    if not isinstance(activation, (str, list, tuple)):
+        raise TypeError(f"activation is {activation!r}; expected a name such as 'relu', or a list of one for each hidden layer")
     names = (activation,) * hidden if isinstance(activation, str) else tuple(activation)
     for name in (activation,) if isinstance(activation, str) else names:
         nearest(name, ACTIVATIONS, "activation")

@@ -40,10 +40,13 @@ class SGD:
         """The name of the update in kernels/update.py."""
         return "nesterov" if self.nesterov else "momentum" if self.momentum else "sgd"
 
-    def hyper(self) -> npt.NDArray[np.float64]:
+    def hyper(self, dtype: npt.DTypeLike) -> np.ndarray:
         """[learning rate, momentum, weight decay] for the weights and for the biases, after a check."""
         self.check()
-        return np.array([[self.learning_rate, self.momentum, self.weight_decay], [self.learning_rate, self.momentum, 0.0]])
+        for name in ("learning_rate", "weight_decay"):
+            if (value := getattr(self, name)) > float(np.finfo(dtype).max):
+                raise ValueError(f"{name} is {value!r}, too large for {np.dtype(dtype)}; expected a smaller number")
+        return np.array([[self.learning_rate, self.momentum, decay] for decay in (self.weight_decay, 0.0)], dtype)
 
     def __repr__(self) -> str:
         return (

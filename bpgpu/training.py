@@ -97,8 +97,8 @@ class Step:
 class Trainer:
     """One network under one optimizer: the velocity, the numbers of the rule on the device, and recorded steps."""
 
-    def __init__(self, net: MLP, optimizer: SGD) -> None:
-        self.net, self.optimizer, self.rule = net, optimizer, ""
+    def __init__(self, net: MLP) -> None:
+        self.net, self.rule = net, ""
         self.hyper = net.backend.empty((2, 3), net.dtype)
         self.losses = net.backend.empty((1,), net.dtype)
         self.velocity: Array = None  # like theta, once there is momentum
@@ -111,19 +111,24 @@ class Trainer:
             states = weights[l], biases[l]
         net.backend.dense_update(a, delta, net.weights[l], net.biases[l], self.rule, self.hyper, states)
 
-    def prepare(self) -> None:
-        """Bring the optimizer's present numbers to the device."""
+    def prepare(self, optimizer: SGD) -> None:
+        """Bring the optimizer's present numbers to the device.  (The optimizer is not kept, so that it can be let go.)"""
         net = self.net
-        net.backend.write(self.hyper, self.optimizer.hyper().astype(net.dtype))
-        if self.rule != self.optimizer.rule:
-            self.rule = self.optimizer.rule
+        net.backend.write(self.hyper, optimizer.hyper(net.dtype))
+        if self.rule != optimizer.rule:
+            self.rule = optimizer.rule
             self._steps.clear()
             if self.rule != "sgd" and self.velocity is None:
                 self.velocity = net.backend.asarray(np.zeros(net.theta.shape, net.dtype))
 
-    def step(self, X: Array, y: np.ndarray[Any, Any], scale: np.ndarray[Any, Any]) -> float:
+    def forget(self) -> None:
+        """Start again from rest."""
+        if self.velocity is not None:
+            self.net.backend.write(self.velocity, np.zeros(self.net.theta.shape, self.net.dtype))
+
+    def step(self, optimizer: SGD, X: Array, y: np.ndarray[Any, Any], scale: np.ndarray[Any, Any]) -> float:
         """One step on one batch (arrays as the network's checks leave them); the loss before the step."""
-        self.prepare()
+        self.prepare(optimizer)
         b, key = self.net.backend, (len(X), y.ndim, len(scale) > 1)
         if key not in self._steps:
             step = Step(self.net, len(X), y.ndim == 1, len(scale) > 1)
@@ -172,6 +177,11 @@ class Epochs:
             batches = [self.net.normalized(ordered[s : s + self.batch]) for s in range(0, self.n, self.batch)]
             b.write(self.scale, np.concatenate(batches))
 
+    def first_bad_step(self, examples: int) -> int | None:
+        """The first step of this epoch, of those for these examples, whose loss is not finite."""
+        bad = ~np.isfinite(self.net.backend.to_numpy(self.losses)[: -(-examples // self.batch)])
+        return int(bad.argmax()) if bad.any() else None
+
     def mean_loss(self, examples: int) -> float:
         """Of the first batches of this epoch that are these examples: the mean (or for reduction "sum" the sum)."""
         sizes = np.diff(np.minimum(np.arange(0, examples + self.batch, self.batch), examples))
@@ -210,15 +220,29 @@ def fit(
     X = net._inputs(X)
     targets = net.targets(y, len(X))
     weight = None if sample_weight is None else as_weights(sample_weight, n=len(X), dtype=net.dtype)
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback is a {type(callback).__name__}; expected a function of one Progress")
     if validation_data is not None:
+        if not isinstance(validation_data, (tuple, list)) or len(validation_data) != 2:
+            raise TypeError("validation_data must be a pair (X, y)")
         net.targets(validation_data[1], len(as_matrix(validation_data[0], dtype=net.dtype, width=net.layers[0])))
-    trainer = net.trainer(optimizer or SGD(0.05, momentum=0.9))
-    trainer.prepare()
+    optimizer = optimizer or SGD(0.05, momentum=0.9)
+    trainer = net.trainer(optimizer)
+    trainer.prepare(optimizer)
     run = Epochs(trainer, X, net.backend.asarray(targets), weight, batch_size)
-    history, best = History(), Best(net, restore_best)
+    history, best, good = History(), Best(net, restore_best), net.backend.copy(net.theta)
+
+    def diverged(what: str) -> Diverged:
+        net.backend.write(net.theta, good)
+        trainer.forget()
+        return Diverged(
+            f"{what}; the weights are those from before this: "
+            f"lower the learning rate (it is {optimizer.learning_rate:g}) or scale the inputs"
+        )
+
     try:
         for epoch in range(epochs):
-            begun, good = time.perf_counter(), net.backend.copy(net.theta)
+            begun, before = time.perf_counter(), net.backend.copy(net.theta)
             order = permutation(net.seed, SHUFFLE + net.epochs_trained, run.n) if shuffle else np.arange(run.n)
             run.begin(order)
 
@@ -228,11 +252,15 @@ def fit(
                 return callback is not None and callback(done) is True
 
             for examples in _slices(run):
-                if not math.isfinite(loss := run.mean_loss(examples)):
-                    net.backend.write(net.theta, good)
-                    raise Diverged(_diverged(run, epoch, loss, trainer.optimizer))
+                step = run.first_bad_step(examples)
+                if step != 0:  # the weights before this epoch have given a finite loss
+                    good = before
+                if step is not None:
+                    raise diverged(f"the loss is no finite number in step {step + 1} of epoch {epoch + 1}")
                 if examples < run.n and report(examples, False):
                     return history
+            if not np.isfinite(net.backend.to_numpy(net.theta)).all():
+                raise diverged(f"the weights are no finite numbers at the end of epoch {epoch + 1}")
             net.epochs_trained += 1
             history.loss.append(run.mean_loss(run.n))
             history.seconds.append(time.perf_counter() - begun)
@@ -262,15 +290,6 @@ def _slices(run: Epochs) -> Any:
             first, examples = first + count, examples + count * n
             steps_a_call = max(1, min(4 * steps_a_call, int(count * SLICE_SECONDS / max(seconds, 1e-9))))
             yield examples
-
-
-def _diverged(run: Epochs, epoch: int, loss: float, optimizer: SGD) -> str:
-    losses = run.net.backend.to_numpy(run.losses)
-    step = int(np.argmin(np.isfinite(losses)))
-    return (
-        f"the loss became {losses[step]} in step {step + 1} of epoch {epoch + 1}; the weights are those from before this "
-        f"epoch: lower the learning rate (it is {optimizer.learning_rate}) or scale the inputs"
-    )
 
 
 class Best:

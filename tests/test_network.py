@@ -621,7 +621,7 @@ def test_after_divergence_a_smaller_rate_helps() -> None:
     sgd = SGD(1e15, momentum=0.9)
     with pytest.raises(bpgpu.Diverged):
         net.fit(X, y, epochs=5, batch_size=7, optimizer=sgd)
-    sgd.learning_rate = 0.01
+    sgd.learning_rate = 1e-4  # at which a new network and a new optimizer train well, too
     history = net.fit(X, y, epochs=5, batch_size=7, optimizer=sgd)
     assert history.loss[-1] < history.loss[0]
 
@@ -663,7 +663,7 @@ def test_two_python_threads_at_the_same_time() -> None:
             start.wait()
             results[seed] = training_job(seed)
 
-        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+        threads = [threading.Thread(target=work, args=(seed,), daemon=True) for seed in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -691,7 +691,7 @@ def test_a_recording_is_its_own_threads_affair(backend: str) -> None:
 
     with b.capture() as program:
         b.activate(Z, "relu", A=recorded)
-        thread = threading.Thread(target=other)
+        thread = threading.Thread(target=other, daemon=True)
         thread.start()
         thread.join(30)
     assert problems == [] and not recorded.any()
