@@ -181,8 +181,9 @@ def test_step(benchmark: BenchmarkFixture, backend: Backend, name: str) -> None:
     net = bpgpu.MLP(network.layers, activation=network.activation, dtype=network.dtype, backend=backend)
     for W, initial in zip(net.weights, network.weights(), strict=True):
         backend.write(W, initial)
-    trainer = net.trainer(bpgpu.SGD(LEARNING_RATE))
-    trainer.prepare()
+    optimizer = bpgpu.SGD(LEARNING_RATE)
+    trainer = net.trainer(optimizer)
+    trainer.prepare(optimizer)
     step, (X, y) = Step(net, network.batch, labels=True, weighted=False), network.data()
     backend.write(step.X, X)
     backend.write(step.y, y)

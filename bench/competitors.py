@@ -61,8 +61,9 @@ def bpgpu_many(network: Network, threads: int) -> Run:
 
     net = _bpgpu_net(network)
     X, y = network.data(max(1, min(256, 2**26 // (4 * network.batch * network.layers[0]))))  # at most 64 MiB
-    trainer = net.trainer(bpgpu.SGD(LEARNING_RATE))
-    trainer.prepare()
+    optimizer = bpgpu.SGD(LEARNING_RATE)
+    trainer = net.trainer(optimizer)
+    trainer.prepare(optimizer)
     epochs = Epochs(trainer, X, y, None, network.batch)
     epochs.begin(np.arange(len(X)))
     program, available = epochs.programs[0]
