@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -277,7 +277,7 @@ def fit(
     return history
 
 
-def _slices(run: Epochs) -> Any:
+def _slices(run: Epochs) -> Iterator[int]:
     """Run the epoch, some steps a call; yields how many examples are done."""
     examples, steps_a_call = 0, 1
     for (program, steps), n in zip(run.programs, (run.batch, run.rest), strict=False):
