@@ -400,6 +400,22 @@ def test_shuffling_uses_every_example_once() -> None:
     assert net.weights[0].ravel().tolist() == [3.0] * 50 and net.biases[0] == 150
 
 
+def test_every_epoch_has_an_order_of_its_own() -> None:
+    """With x = 1 and the learning rate 1/2 for w and b, a step makes the output that of its one example."""
+    net, X, y = MLP([1, 1], loss="squared_error", dtype="float64"), np.ones((50, 1)), np.arange(50.0)
+    ends: list[float] = []
+
+    def callback(p: bpgpu.Progress) -> None:
+        if p.epoch_ended:
+            ends.append(float(net.predict(X[:1])[0]))
+
+    for _ in range(4):
+        net.fit(X, y, epochs=3, batch_size=1, optimizer=SGD(0.5), callback=callback)
+    assert len(set(ends)) > 6 and set(ends) <= set(y), "the last examples of twelve epochs"
+    net.fit(X, y, epochs=1, batch_size=1, optimizer=SGD(0.5), shuffle=False)
+    assert net.predict(X[:1])[0] == 49
+
+
 @pytest.mark.parametrize("epochs", [(1, 3), (2, 2), (3, 1)])
 def test_two_halves_are_the_whole(epochs: tuple[int, int]) -> None:
     X, y = blobs()
