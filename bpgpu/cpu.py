@@ -180,19 +180,19 @@ class CPUBackend(KernelBackend):
             program.run()
 
     def _launch_product(self, name: str, dtype: str, option: str, product: Array, job: Array, *alive: Any) -> None:
-        most = (96, 256) if name == "dense_gradient" else (192, 128)
+        most = {"dense_forward": (256, 128), "hidden_delta": (128, 256), "dense_gradient": (128, 256)}[name]
         width = lanes(dtype).width
         M, N = int(product["M"]), int(product["N"])
-        rows, cols = product["row_block"], product["col_block"] = self._blocks(M, N, most, width)
+        rows, cols = product["row_block"], product["col_block"] = self._blocks(M, N, most, width, name == "dense_gradient")
         product["finish"], product["finish_job"] = kernel(name, dtype, option), _address(job)
         self._launch("product", dtype, (), product, -(-M // rows) * -(-N // cols), job, *alive)
 
-    def _blocks(self, M: int, N: int, most: tuple[int, int], width: int) -> tuple[int, int]:
+    def _blocks(self, M: int, N: int, most: tuple[int, int], width: int, flat: bool = False) -> tuple[int, int]:
         """Rows and columns of a thread's block of C: evenly cut, and so small that every thread has several."""
         rows, cols = _even(M, most[0], TILE_ROWS), _even(N, most[1], width)
         wanted = 6 * self.threads if self.threads > 1 else 1
         while -(-M // rows) * -(-N // cols) < wanted and (cols > 2 * width or rows > 4 * TILE_ROWS):
-            if cols > 2 * width:
+            if cols > 2 * width and not (flat and rows > 4 * TILE_ROWS):
                 cols = _even(N, cols // 2, width)
             else:
                 rows = _even(M, rows // 2, TILE_ROWS)

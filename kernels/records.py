@@ -19,7 +19,7 @@ def _apart(*names: str) -> np.dtype[np.void]:
 
 # the team of threads and what it runs (team.py)
 TEAM = _apart(
-    "ticket", "done", "running", "items", "entry", "step", "program", "size", "members", "acquire", "release", "never", "quit"
+    "first_ticket", "second_ticket", "done", "running", "items", "entry", "step", "program", "size", "members", "acquire", "release", "never", "quit"
 )  # fmt: skip
 MEMBER = _apart("asleep", "lock", "scratch")
 PROGRAM = _words("entries", "length", "first_step", "last_step")

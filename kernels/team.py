@@ -8,6 +8,8 @@ kernel with one atomic addition, and whoever finishes the last item starts the n
 So whole steps, or a whole epoch, are one call without Python in between, and nobody is waited for but a thread that holds an
 item: where another process has taken a CPU away, the others do its share.  The ticket that threads add to holds the number of
 the running kernel (counted through all programs) and of its next item, so a thread that comes late cannot take one twice.
+There are two tickets, for the first and the second half of the items: half of the threads begin with either, so that a thread
+mostly finds in its cache what it wrote in the kernel, or the step, before; then it helps with the other half.
 
 A thread without work spins for some microseconds, then naps within a program, and sleeps on a lock of its own when there is
 none.  The locks are CPython's own (PyThread_acquire_lock_timed and friends): they exist, and do not need the interpreter, on
@@ -98,19 +100,21 @@ def atomic_load(typingctx: Any, address: Any) -> Any:
 
 ITEM_BITS = 24  # of a ticket; the bits above number the kernels
 ITEM_MASK = (1 << ITEM_BITS) - 1
-TICKET, DONE, ITEMS, RUNNING, QUIT = (offset(TEAM, f) for f in ("ticket", "done", "items", "running", "quit"))
+TICKETS, DONE, ITEMS, RUNNING, QUIT = (offset(TEAM, f) for f in ("first_ticket", "done", "items", "running", "quit"))
+LINE = offset(TEAM, "second_ticket") - TICKETS
 ASLEEP = offset(MEMBER, "asleep")
 MEMBER_SIZE, ENTRY_SIZE = MEMBER.itemsize, ENTRY.itemsize
 
 
 @njit
 def start(team: int, number: int, entry: int, step: int) -> None:
-    """Open the kernel at `entry` for work; its number goes out before its items, the ticket last."""
+    """Open the kernel at `entry` for work; its number goes out before its items, the tickets last."""
     shared = record(TEAM, team)
     shared.entry, shared.step = entry, step
     atomic_exchange(team + RUNNING, number)
     atomic_exchange(team + ITEMS, record(ENTRY, entry).items)
-    atomic_exchange(team + TICKET, number << ITEM_BITS)
+    atomic_exchange(team + TICKETS, number << ITEM_BITS)
+    atomic_exchange(team + TICKETS + LINE, number << ITEM_BITS)
 
 
 @njit
@@ -127,26 +131,38 @@ def advance(team: int, number: int) -> None:
     else:
         shared.program = 0
         atomic_exchange(team + ITEMS, 0)
-        atomic_exchange(team + TICKET, (number + 1) << ITEM_BITS)
+        atomic_exchange(team + TICKETS, (number + 1) << ITEM_BITS)
+        atomic_exchange(team + TICKETS + LINE, (number + 1) << ITEM_BITS)
         atomic_exchange(team + RUNNING, number + 1)  # last: the leader may open the next program from here on
 
 
 @njit
-def work(team: int, scratch: int) -> int:
-    """Do items as long as there are some; gives the number of the kernel that has none left."""
+def work(team: int, rank: int, scratch: int) -> int:
+    """Do items as long as there are some, of the thread's own half first; gives the number of the kernel that has none left."""
     shared = record(TEAM, team)
+    own = half = rank % 2
+    empty = -1  # the kernel of whose own half nothing is left
     while True:
-        ticket = atomic_add(team + TICKET, 1)
+        ticket = atomic_add(team + TICKETS + half * LINE, 1)
         number: int = ticket >> ITEM_BITS
-        item = ticket & ITEM_MASK
         items = atomic_load(team + ITEMS)
-        if item >= items or atomic_load(team + RUNNING) != number:
+        if atomic_load(team + RUNNING) != number:
             return number
-        # an item that is taken keeps its kernel, and the program, from ending: all of it may be read
-        entry = record(ENTRY, shared.entry)
-        call(entry.kernel, (entry.job, scratch, shared.step, item))
-        if atomic_add(team + DONE, 1) + 1 == items:
-            advance(team, number)
+        middle = (items + 1) // 2
+        item = half * middle + (ticket & ITEM_MASK)
+        if item < (middle if half == 0 else items):
+            # an item that is taken keeps its kernel, and the program, from ending: all of it may be read
+            entry = record(ENTRY, shared.entry)
+            call(entry.kernel, (entry.job, scratch, shared.step, item))
+            if atomic_add(team + DONE, 1) + 1 == items:
+                advance(team, number)
+            half = own
+        elif half == own:
+            empty, half = number, 1 - own
+        elif empty == number:
+            return number
+        else:  # the next kernel has begun meanwhile
+            half = own
 
 
 @njit
@@ -168,11 +184,11 @@ def leader() -> Callable[..., None]:
             if atomic_exchange(member + ASLEEP, 0) == 1:
                 call_lock(shared.release, record(MEMBER, member).lock, 0)
         scratch = scratch_of(team, 0)
-        number, spins = work(team, scratch), 0
+        number, spins = work(team, 0, scratch), 0
         while atomic_load(team + RUNNING) != end:
             spins += 1
             if atomic_load(team + RUNNING) != number:
-                number, spins = work(team, scratch), 0
+                number, spins = work(team, 0, scratch), 0
             elif spins > BUSY_SPINS:
                 call_lock(shared.acquire, shared.never, NAP)
 
@@ -188,7 +204,7 @@ def follower() -> Callable[..., None]:
         while atomic_load(team + QUIT) == 0:
             spins += 1
             if atomic_load(team + RUNNING) != number:
-                number, spins = work(team, scratch), 0
+                number, spins = work(team, rank, scratch), 0
             elif atomic_load(team + ITEMS) > 0:  # the others hold the last items of a kernel
                 if spins > BUSY_SPINS:
                     call_lock(shared.acquire, shared.never, NAP)
