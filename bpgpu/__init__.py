@@ -10,12 +10,13 @@ from .data import Data, load_data, mnist10k
 from .files import load
 from .kernels.names import ACTIVATIONS, LOSSES
 from .mlp import MLP, Backward, Passes
-from .optim import SGD
+from .optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 from .training import Diverged, History, Progress
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "ACTIVATIONS", "LOSSES", "MLP", "SGD", "Backend", "BackendUnavailable", "Backward", "Data", "Diverged", "History",
-    "Passes", "Progress", "backends", "get_backend", "load", "load_data", "mnist10k",
+    "ACTIVATIONS", "LOSSES", "MLP", "SGD", "Adagrad", "Adam", "AdamW", "Backend", "BackendUnavailable", "Backward", "Data",
+    "Diverged", "History", "Optimizer", "Passes", "Progress", "RMSprop", "backends", "get_backend", "load", "load_data",
+    "mnist10k",
 ]  # fmt: skip

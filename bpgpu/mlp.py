@@ -19,7 +19,7 @@ import numpy as np
 from .backend import DTYPES, Array, Backend, check_pair, get_backend
 from .checks import as_labels, as_matrix, as_numbers, as_targets, as_weights, nearest
 from .kernels.names import ACTIVATIONS, LOSSES, SAVES_Z
-from .optim import SGD
+from .optim import Optimizer
 from .random import WEIGHTS, check_seed, uniform
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class MLP:
         self._theta = self.backend.asarray(self._initial_theta())
         weights, biases = self.views(self._theta)
         self.weights, self.biases = Views(weights), Views(biases)
-        self._trainers: WeakKeyDictionary[SGD, Trainer] = WeakKeyDictionary()
+        self._trainers: WeakKeyDictionary[Optimizer, Trainer] = WeakKeyDictionary()
 
     # -- theta -----------------------------------------------------------------------------------------------------------
 
@@ -192,11 +192,14 @@ class MLP:
 
     # -- training --------------------------------------------------------------------------------------------------------
 
-    def train_step(self, X: Any, y: Any, optimizer: SGD, *, sample_weight: Any = None) -> float:
+    def train_step(self, X: Any, y: Any, optimizer: Optimizer, *, sample_weight: Any = None) -> float:
         """One step of gradient descent on one batch; gives the loss before the step."""
         X = self._inputs(X)
-        y, scale = self.targets(y, len(X)), self.scale(len(X), sample_weight)
-        return self.trainer(optimizer).step(optimizer, X, y, scale)
+        y, weight = self.targets(y, len(X)), None
+        if sample_weight is not None:
+            weight = as_weights(sample_weight, n=len(X), dtype=self.dtype)
+        scale = self.scale(len(X)) if weight is None else self.normalized(weight)
+        return self.trainer(optimizer).step(optimizer, X, y, scale, len(X) if weight is None else math.fsum(weight))
 
     def fit(
         self,
@@ -205,7 +208,7 @@ class MLP:
         *,
         epochs: int = 10,
         batch_size: int = 128,
-        optimizer: SGD | None = None,
+        optimizer: Optimizer | None = None,
         validation_data: tuple[Any, Any] | None = None,
         sample_weight: Any = None,
         shuffle: bool = True,
@@ -220,9 +223,9 @@ class MLP:
             sample_weight=sample_weight, shuffle=shuffle, restore_best=restore_best, callback=callback,
         )  # fmt: skip
 
-    def trainer(self, optimizer: SGD) -> Trainer:
-        """The recorded steps and the velocity of this network under an optimizer."""
-        if not isinstance(optimizer, SGD):
+    def trainer(self, optimizer: Optimizer) -> Trainer:
+        """The recorded steps of this network under an optimizer, and what its rule keeps."""
+        if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer is a {type(optimizer).__name__}; expected for example bpgpu.SGD(0.05, momentum=0.9)")
         if optimizer not in self._trainers:
             from .training import Trainer

@@ -17,8 +17,8 @@ import numpy as np
 
 from .backend import Array, Program
 from .checks import as_matrix, as_weights
-from .kernels.names import SAVES_Z
-from .optim import SGD
+from .kernels.names import HYPER, RULES, SAVES_Z
+from .optim import SGD, Optimizer
 from .random import SHUFFLE, permutation
 
 if TYPE_CHECKING:
@@ -95,40 +95,55 @@ class Step:
 
 
 class Trainer:
-    """One network under one optimizer: the velocity, the numbers of the rule on the device, and recorded steps."""
+    """One network under one optimizer: what the rule keeps, its numbers on the device, and recorded steps."""
 
     def __init__(self, net: MLP) -> None:
         self.net, self.rule = net, ""
-        self.hyper = net.backend.empty((2, 3), net.dtype)
+        self.hyper = net.backend.empty((len(net.weights), 2, len(HYPER)), net.dtype)
         self.losses = net.backend.empty((1,), net.dtype)
-        self.velocity: Array = None  # like theta, once there is momentum
+        self.states: dict[str, Array] = {}  # each like theta
+        self.steps_taken = 0
+        self.written: dict[str, Any] = {}  # the optimizer's attributes when `hyper` was written
         self._steps: dict[tuple[Any, ...], tuple[Step, Program]] = {}
 
     def record_update(self, l: int, a: Array, delta: Array) -> None:
-        net, states = self.net, None
-        if self.rule != "sgd":
-            weights, biases = net.views(self.velocity)
-            states = weights[l], biases[l]
-        net.backend.dense_update(a, delta, net.weights[l], net.biases[l], self.rule, self.hyper, states)
+        net, states = self.net, []
+        for name in RULES[self.rule]:
+            weights, biases = net.views(self.states[name])
+            states.append((weights[l], biases[l]))
+        net.backend.dense_update(a, delta, net.weights[l], net.biases[l], self.rule, self.hyper[l], states)
 
-    def prepare(self, optimizer: SGD) -> None:
-        """Bring the optimizer's present numbers to the device.  (The optimizer is not kept, so that it can be let go.)"""
+    def adopt(self, optimizer: Optimizer) -> None:
+        """Take the optimizer's present rule.  (The optimizer is not kept, so that it can be let go.)"""
         net = self.net
-        net.backend.write(self.hyper, optimizer.hyper(net.dtype))
+        optimizer.hyper(net.dtype, len(net.weights), self.steps_taken)
         if self.rule != optimizer.rule:
             self.rule = optimizer.rule
             self._steps.clear()
-            if self.rule != "sgd" and self.velocity is None:
-                self.velocity = net.backend.asarray(np.zeros(net.theta.shape, net.dtype))
+            for name in RULES[self.rule]:
+                if name not in self.states:
+                    self.states[name] = net.backend.asarray(np.zeros(net.theta.shape, net.dtype))
+
+    def prepare(self, optimizer: Optimizer, examples: float) -> None:
+        """Bring the numbers of the coming step, on a batch of so many examples, to the device."""
+        present = vars(optimizer).copy()
+        if optimizer.varies or present != self.written:
+            self.adopt(optimizer)
+            numbers = optimizer.hyper(self.net.dtype, len(self.net.weights), self.steps_taken, [examples])
+            self.net.backend.write(self.hyper, numbers[0])
+            self.written = present
 
     def forget(self) -> None:
         """Start again from rest."""
-        if self.velocity is not None:
-            self.net.backend.write(self.velocity, np.zeros(self.net.theta.shape, self.net.dtype))
+        self.steps_taken = 0
+        for state in self.states.values():
+            self.net.backend.write(state, np.zeros(state.shape, self.net.dtype))
 
-    def step(self, optimizer: SGD, X: Array, y: np.ndarray[Any, Any], scale: np.ndarray[Any, Any]) -> float:
+    def step(
+        self, optimizer: Optimizer, X: Array, y: np.ndarray[Any, Any], scale: np.ndarray[Any, Any], examples: float
+    ) -> float:
         """One step on one batch (arrays as the network's checks leave them); the loss before the step."""
-        self.prepare(optimizer)
+        self.prepare(optimizer, examples)
         b, key = self.net.backend, (len(X), y.ndim, len(scale) > 1)
         if key not in self._steps:
             step = Step(self.net, len(X), y.ndim == 1, len(scale) > 1)
@@ -140,6 +155,7 @@ class Trainer:
         b.write(step.y, y)
         b.write(step.scale, scale)
         program.run()
+        self.steps_taken += 1
         return float(b.to_numpy(self.losses)[0])
 
 
@@ -148,34 +164,72 @@ class Epochs:
 
     def __init__(self, trainer: Trainer, X: Array, y: Array, weight: np.ndarray[Any, Any] | None, batch_size: int) -> None:
         net, b = trainer.net, trainer.net.backend
-        self.net, self.weight, self.n, self.batch = net, weight, len(X), min(batch_size, len(X))
+        self.net, self.trainer, self.weight, self.n, self.batch = net, trainer, weight, len(X), min(batch_size, len(X))
+        self.X, self.y = X, y
         self.full, self.rest = divmod(self.n, self.batch)
+        self.steps = self.full + (self.rest > 0)
         self.order = b.empty((self.n,), np.int64)
-        self.losses = b.empty((self.full + (self.rest > 0),), net.dtype)
+        self.losses = b.empty((self.steps,), net.dtype)
         self.scale = b.empty((self.n,), net.dtype)
-        ascending = b.asarray(np.arange(self.n))
+        self.ascending = b.asarray(np.arange(self.n))
+        self.table: Array = None  # the numbers of each step, where they vary
         self.programs: list[tuple[Program, int]] = []
-        for start, n, steps in ((0, self.batch, self.full), (self.full * self.batch, self.rest, 1)):
+        self._recorded = ("", False)
+
+    def _record(self, varies: bool) -> None:
+        """The programs of an epoch under the trainer's rule; numbers that vary are gathered like the examples."""
+        b, hyper = self.net.backend, self.trainer.hyper
+        self.table = b.empty((self.steps, *hyper.shape), hyper.dtype) if varies else None
+        self.programs = []
+        for start, n, first, steps in ((0, self.batch, 0, self.full), (self.full * self.batch, self.rest, self.full, 1)):
             if n == 0:
                 continue
-            step = Step(net, n, y.ndim == 1, weight is not None)
-            losses = self.losses[:steps] if start == 0 else self.losses[steps * self.full :]
+            step = Step(self.net, n, self.y.ndim == 1, self.weight is not None)
             with b.capture() as program:
-                b.gather(X, self.order[start:], step.X)
-                b.gather(y, self.order[start:], step.y)
-                if weight is not None:
-                    b.gather(self.scale[start:], ascending[: n * steps], step.scale)
-                step.record(losses, trainer)
+                if varies:
+                    b.gather(self.table[first:], self.ascending[:steps], hyper.reshape(1, *hyper.shape))
+                b.gather(self.X, self.order[start:], step.X)
+                b.gather(self.y, self.order[start:], step.y)
+                if self.weight is not None:
+                    b.gather(self.scale[start:], self.ascending[: n * steps], step.scale)
+                step.record(self.losses[first : first + steps], self.trainer)
             self.programs.append((program, steps))
+        self._recorded = self.trainer.rule, varies
 
-    def begin(self, order: np.ndarray[Any, Any]) -> None:
-        """Set the order of the coming epoch, and with it the weights of the examples in their batches."""
-        b = self.net.backend
+    def begin(self, optimizer: Optimizer, order: np.ndarray[Any, Any]) -> None:
+        """Set the order of the coming epoch, the weights of the examples in their batches, the numbers of the steps."""
+        b, trainer = self.net.backend, self.trainer
+        trainer.adopt(optimizer)
+        if self._recorded != (trainer.rule, optimizer.varies):
+            self._record(optimizer.varies)
         b.write(self.order, order)
+        starts = range(0, self.n, self.batch)
+        examples = [float(min(self.batch, self.n - s)) for s in starts]
         if self.weight is not None:
-            ordered = self.weight[order]
-            batches = [self.net.normalized(ordered[s : s + self.batch]) for s in range(0, self.n, self.batch)]
-            b.write(self.scale, np.concatenate(batches))
+            batches = [self.weight[order[s : s + self.batch]] for s in starts]
+            b.write(self.scale, np.concatenate([self.net.normalized(batch) for batch in batches]))
+            examples = [math.fsum(batch) for batch in batches]
+        if self.table is None:
+            trainer.prepare(optimizer, examples[0])
+        else:
+            layers = len(self.net.weights)
+            b.write(self.table, optimizer.hyper(self.net.dtype, layers, trainer.steps_taken, examples))
+            trainer.written = {}
+
+    def run(self) -> Iterator[int]:
+        """Run the epoch, some steps a call; yields how many examples are done."""
+        examples, steps_a_call = 0, 1
+        for (program, steps), n in zip(self.programs, (self.batch, self.rest), strict=False):
+            first = 0
+            while first < steps:
+                count = min(steps_a_call, steps - first)
+                begun = time.perf_counter()
+                program.run(first, count)
+                seconds = time.perf_counter() - begun
+                first, examples = first + count, examples + count * n
+                self.trainer.steps_taken += count
+                steps_a_call = max(1, min(4 * steps_a_call, int(count * SLICE_SECONDS / max(seconds, 1e-9))))
+                yield examples
 
     def first_bad_step(self, examples: int) -> int | None:
         """The first step of this epoch, of those for these examples, whose loss is not finite."""
@@ -196,7 +250,7 @@ def fit(
     *,
     epochs: int,
     batch_size: int,
-    optimizer: SGD | None,
+    optimizer: Optimizer | None,
     validation_data: tuple[Any, Any] | None,
     sample_weight: Any,
     shuffle: bool,
@@ -228,30 +282,30 @@ def fit(
         net.targets(validation_data[1], len(as_matrix(validation_data[0], dtype=net.dtype, width=net.layers[0])))
     optimizer = optimizer or SGD(0.05, momentum=0.9)
     trainer = net.trainer(optimizer)
-    trainer.prepare(optimizer)
+    trainer.adopt(optimizer)
     run = Epochs(trainer, X, net.backend.asarray(targets), weight, batch_size)
     history, best, good = History(), Best(net, restore_best), net.backend.copy(net.theta)
 
     def diverged(what: str) -> Diverged:
+        rate = optimizer.rate(max(trainer.steps_taken - 1, 0))
         net.backend.write(net.theta, good)
         trainer.forget()
         return Diverged(
-            f"{what}; the weights are those from before this: "
-            f"lower the learning rate (it is {optimizer.learning_rate:g}) or scale the inputs"
+            f"{what}; the weights are those from before this: lower the learning rate (it is {rate:g}) or scale the inputs"
         )
 
     try:
         for epoch in range(epochs):
             begun, before = time.perf_counter(), net.backend.copy(net.theta)
             order = permutation(net.seed, SHUFFLE + net.epochs_trained, run.n) if shuffle else np.arange(run.n)
-            run.begin(order)
+            run.begin(optimizer, order)
 
             def report(examples: int, ended: bool, epoch: int = epoch) -> bool:
                 loss = history.loss[-1] if ended else run.mean_loss(examples)
                 done = Progress(epoch, epochs, examples, epochs * run.n, loss, ended, history)
                 return callback is not None and callback(done) is True
 
-            for examples in _slices(run):
+            for examples in run.run():
                 step = run.first_bad_step(examples)
                 if step != 0:  # the weights before this epoch have given a finite loss
                     good = before
@@ -275,21 +329,6 @@ def fit(
     finally:
         best.restore()
     return history
-
-
-def _slices(run: Epochs) -> Iterator[int]:
-    """Run the epoch, some steps a call; yields how many examples are done."""
-    examples, steps_a_call = 0, 1
-    for (program, steps), n in zip(run.programs, (run.batch, run.rest), strict=False):
-        first = 0
-        while first < steps:
-            count = min(steps_a_call, steps - first)
-            begun = time.perf_counter()
-            program.run(first, count)
-            seconds = time.perf_counter() - begun
-            first, examples = first + count, examples + count * n
-            steps_a_call = max(1, min(4 * steps_a_call, int(count * SLICE_SECONDS / max(seconds, 1e-9))))
-            yield examples
 
 
 class Best:

@@ -31,7 +31,7 @@ PRODUCT = _words(
 )  # fmt: skip
 FORWARD = _words("bias", "A", "A_row", "Z", "Z_row")
 HIDDEN = _words("saved", "saved_row", "dZ", "dZ_row")
-UPDATE = _words("parameter", "row", "hyper", "state")
+UPDATE = _words("parameter", "row", "hyper", "state1", "state2")
 COLUMN_SUM = _words("dZ", "dZ_row", "rows", "columns", update=UPDATE)
 FLAT_UPDATE = _words("gradient", "length", update=UPDATE)
 OUTPUT = _words("Z", "Z_row", "rows", "columns", "y", "y_row", "scale", "scale_step", "dZ", "dZ_row", "losses")

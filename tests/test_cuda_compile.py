@@ -15,6 +15,7 @@ import pytest
 
 from bpgpu import ACTIVATIONS, cuda
 from bpgpu.kernels.cuda_source import source
+from bpgpu.kernels.names import RULES
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
 ARCHITECTURES = "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100"
@@ -27,7 +28,7 @@ Job = tuple[str, str | None, tuple[str, ...], dict[str, int]]
 
 def jobs(*, every: bool) -> list[Job]:
     """Kernel, dtype, options, sizes: a representative few, or every one with the heaviest of its options."""
-    heaviest = {"dense_forward": "gelu", "hidden_delta": "gelu", "dense_gradient": "nesterov"}
+    heaviest = {"dense_forward": "gelu", "hidden_delta": "gelu", "dense_gradient": "adam"}
     found: list[Job] = [(name, "float32", (heaviest[name],), cuda.LARGE) for name in PRODUCTS]
     found += [("output_delta", "float64", ("huber", "gelu", "targets"), {"THREADS": 32})]
     found += [("gather", None, (), {"THREADS": 128}), ("total", "float32", (), {"THREADS": 32})]
@@ -36,7 +37,7 @@ def jobs(*, every: bool) -> list[Job]:
             found += [(name, dtype, (heaviest[name],), cuda.SMALL) for name in PRODUCTS]
             found += [("dense_forward", dtype, (a,), cuda.SMALL) for a in ACTIVATIONS]
             found += [("activate", dtype, ("softmax",), {"THREADS": 32}), ("total", dtype, (), {"THREADS": 32})]
-            found += [(name, dtype, (r,), {"THREADS": 128}) for name in ("column_sum", "update") for r in ("sgd", "nesterov")]
+            found += [(name, dtype, (r,), {"THREADS": 128}) for name in ("column_sum", "update") for r in RULES]
             found += [("output_delta", dtype, ("cross_entropy", "softmax", t), {"THREADS": 32}) for t in ("labels", "targets")]
     return found
 

@@ -307,7 +307,7 @@ def test_fit_with_weights_is_its_steps() -> None:
     sgd = SGD(0.1, momentum=0.5)
     for s in range(0, 60, 7):
         if s == 14:  # train_step refuses such a batch; all that moves is the velocity
-            velocity = stepped.trainer(sgd).velocity
+            velocity = stepped.trainer(sgd).states["velocity"]
             velocity *= np.float32(0.5)
             stepped.theta -= np.float32(0.1) * velocity
         else:
