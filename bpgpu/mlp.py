@@ -23,7 +23,9 @@ from .optim import Optimizer
 from .random import WEIGHTS, check_seed, uniform
 
 if TYPE_CHECKING:
-    from .training import Callback, History, Trainer
+    from .callbacks import Callbacks
+    from .fitting import History
+    from .training import Trainer
 
 BLOCK = 1024  # rows that go through the network at a time in predict and evaluate; results do not depend on it
 _OUTPUTS = {"cross_entropy": "softmax", "binary_cross_entropy": "sigmoid"}
@@ -213,14 +215,15 @@ class MLP:
         sample_weight: Any = None,
         shuffle: bool = True,
         restore_best: bool = False,
-        callback: Callback | None = None,
+        callbacks: Callbacks = None,
+        resume: str | os.PathLike[str] | None = None,
     ) -> History:
-        """Train for a number of epochs; see bpgpu.training.fit.  The default optimizer is SGD(0.05, momentum=0.9)."""
-        from .training import fit
+        """Train for a number of epochs; see bpgpu.fitting.fit.  The default optimizer is SGD(0.05, momentum=0.9)."""
+        from .fitting import fit
 
         return fit(
             self, X, y, epochs=epochs, batch_size=batch_size, optimizer=optimizer, validation_data=validation_data,
-            sample_weight=sample_weight, shuffle=shuffle, restore_best=restore_best, callback=callback,
+            sample_weight=sample_weight, shuffle=shuffle, restore_best=restore_best, callbacks=callbacks, resume=resume,
         )  # fmt: skip
 
     def trainer(self, optimizer: Optimizer) -> Trainer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
@@ -11,6 +10,7 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from .checks import amount
 from .kernels.names import HYPER
 
 Schedule: TypeAlias = Callable[[int], float]  # the learning rate of step t = 0, 1, 2, ...
@@ -55,7 +55,7 @@ class Optimizer(ABC):
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type == "float" or (field.name == "learning_rate" and not callable(value)):
-                _number(field.name, value)
+                amount(field.name, value)
                 if value >= 1 and field.name in _BELOW_ONE:
                     raise ValueError(f"{field.name} is {value!r}; expected less than 1, for example {_BELOW_ONE[field.name]}")
         if getattr(self, "epsilon", 1) == 0:
@@ -64,7 +64,7 @@ class Optimizer(ABC):
             if not isinstance(self.layer_rates, (list, tuple)):
                 raise ValueError(f"layer_rates is {self.layer_rates!r}; expected a list of one factor for each layer")
             for l, factor in enumerate(self.layer_rates):
-                _number(f"layer_rates[{l}]", factor)
+                amount(f"layer_rates[{l}]", factor)
 
     @property
     def varies(self) -> bool:
@@ -75,7 +75,7 @@ class Optimizer(ABC):
         """The learning rate of step t = 0, 1, 2, ..."""
         if not callable(self.learning_rate):
             return float(self.learning_rate)
-        return float(_number(f"learning_rate({step})", self.learning_rate(step)))
+        return amount(f"learning_rate({step})", self.learning_rate(step))
 
     @abstractmethod
     def numbers(self, rate: npt.NDArray[np.float64], step: npt.NDArray[np.float64]) -> Mapping[str, Any]:
@@ -118,12 +118,6 @@ class Optimizer(ABC):
         if getattr(self, "epsilon", 0) and not numbers[..., -1].all():
             raise ValueError(f"epsilon is {self.epsilon!r}, which is 0 in {numbers.dtype}; expected a larger number")  # type: ignore[attr-defined]
         return numbers
-
-
-def _number(name: str, value: Any) -> Any:
-    if not isinstance(value, (int, float, np.number)) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
-        raise ValueError(f"{name} is {value!r}; expected a finite number, 0 or more")
-    return value
 
 
 @dataclass(eq=False)

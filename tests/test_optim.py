@@ -156,7 +156,7 @@ def test_attributes_may_change_between_epochs() -> None:
         if p.epoch_ended and p.epoch < len(changes):
             vars(optimizer).update(changes[p.epoch])
 
-    fitted.fit(X, y, epochs=len(changes) + 1, batch_size=9, optimizer=optimizer, shuffle=False, callback=change)
+    fitted.fit(X, y, epochs=len(changes) + 1, batch_size=9, optimizer=optimizer, shuffle=False, callbacks=change)
     optimizer = SGD(0.1)
     for epoch in range(len(changes) + 1):
         for s in range(0, 45, 9):
