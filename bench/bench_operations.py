@@ -15,6 +15,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 import bpgpu
 from bpgpu.backend import Array, Backend
+from bpgpu.kernels.names import RULES
+from bpgpu.reference import descend
 from bpgpu.training import Step
 
 from .competitors import numpy_step
@@ -116,7 +118,7 @@ def test_dense_gradient(
 @layers
 def test_dense_update(benchmark: BenchmarkFixture, backend: Backend, rng: np.random.Generator, n: int, i: int, o: int) -> None:
     X, dZ, W, b = normal(rng, n, i), normal(rng, n, o), normal(rng, i, o), normal(rng, o)
-    hyper = np.array([[LEARNING_RATE, 0, 0]] * 2, F32)
+    hyper = bpgpu.SGD(LEARNING_RATE).hyper(F32, layers=1)[0, 0]
     x, dz, w, bias, numbers = (backend.copy(backend.asarray(array)) for array in (X, dZ, W, b, hyper))
     backend.dense_update(x, dz, w, bias, "sgd", numbers)
     X, dZ, W, b = wide(X, dZ, W, b)
@@ -144,23 +146,24 @@ def test_output_delta(benchmark: BenchmarkFixture, backend: Backend, rng: np.ran
 
 
 @pytest.mark.benchmark(group="update")
-@pytest.mark.parametrize("rule", ["sgd", "momentum"])
+@pytest.mark.parametrize("rule", ["sgd", "momentum", "adam"])
 @pytest.mark.parametrize("p", [109_386, 1_863_690])
 def test_update(benchmark: BenchmarkFixture, backend: Backend, rng: np.random.Generator, p: int, rule: str) -> None:
     w, g, v = normal(rng, p), normal(rng, p), normal(rng, p)
-    hyper = np.array([LEARNING_RATE, 0.9, 1e-4], F32)
-    parameter, gradient, velocity, numbers = (backend.copy(backend.asarray(array)) for array in (w, g, v, hyper))
-    state = velocity if rule == "momentum" else None
-    backend.update(parameter, gradient, rule, numbers, state)
-    w, g, v, hyper = wide(w, g, v, hyper)
-    lr, momentum, decay = map(float, hyper)
-    step = g + decay * w + (momentum * v if rule == "momentum" else 0)
-    close(backend.to_numpy(parameter), w - lr * step, 1)
-    if state is not None:
-        close(backend.to_numpy(state), step, 1 + abs(step))
+    optimizer: bpgpu.Optimizer = {"sgd": bpgpu.SGD(LEARNING_RATE), "momentum": bpgpu.SGD(LEARNING_RATE, 0.9)}.get(
+        rule, bpgpu.Adam(LEARNING_RATE)
+    )
+    hyper = optimizer.hyper(F32, layers=1)[0, 0, 0]
+    states = [backend.asarray(abs(v)) for _ in RULES[rule]]
+    parameter, gradient, numbers = (backend.copy(backend.asarray(array)) for array in (w, g, hyper))
+    expected = [array.astype(np.float64) for array in (w, abs(v), abs(v))]
+    descend(expected[0], g.astype(np.float64), rule, hyper.astype(np.float64), expected[1 : 1 + len(states)])
+    backend.update(parameter, gradient, rule, numbers, states)
+    for got, wanted in zip((parameter, *states), expected, strict=False):
+        close(backend.to_numpy(got), wanted, 1 + abs(wanted))
     time_it(
-        benchmark, backend, lambda: backend.update(parameter, gradient, rule, numbers, state),
-        **{"GB/s": p * 4 * (5 if rule == "momentum" else 3)},
+        benchmark, backend, lambda: backend.update(parameter, gradient, rule, numbers, states),
+        **{"GB/s": p * 4 * (3 + 2 * len(states))},
     )  # fmt: skip
 
 
@@ -183,7 +186,7 @@ def test_step(benchmark: BenchmarkFixture, backend: Backend, name: str) -> None:
         backend.write(W, initial)
     optimizer = bpgpu.SGD(LEARNING_RATE)
     trainer = net.trainer(optimizer)
-    trainer.prepare(optimizer)
+    trainer.prepare(optimizer, 1)
     step, (X, y) = Step(net, network.batch, labels=True, weighted=False), network.data()
     backend.write(step.X, X)
     backend.write(step.y, y)

@@ -63,11 +63,10 @@ def bpgpu_many(network: Network, threads: int) -> Run:
     X, y = network.data(max(1, min(256, 2**26 // (4 * network.batch * network.layers[0]))))  # at most 64 MiB
     optimizer = bpgpu.SGD(LEARNING_RATE)
     trainer = net.trainer(optimizer)
-    trainer.prepare(optimizer)
     epochs = Epochs(trainer, X, y, None, network.batch)
-    epochs.begin(np.arange(len(X)))
-    program, available = epochs.programs[0]
-    steps = min(available, max(1, int(SLICE_SECONDS * 100e9 / network.flops)))
+    epochs.begin(optimizer, np.arange(len(X)))
+    program = epochs.programs[0]
+    steps = min(epochs.full, max(1, int(SLICE_SECONDS * 100e9 / network.flops)))
     return Run(lambda: program.run(0, steps), lambda: net.weights, steps, lambda: program.run(0, 1))
 
 

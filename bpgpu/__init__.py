@@ -5,17 +5,21 @@ net.fit(X, y, epochs=10, optimizer=bpgpu.SGD(0.05, momentum=0.9), validation_dat
 net.predict(X_new)
 """
 
+from . import schedules
 from .backend import Backend, BackendUnavailable, backends, get_backend
+from .callbacks import AdaptiveRate, Callback, Checkpoint, EarlyStopping, Log, ProgressBar, TensorBoard
 from .data import Data, load_data, mnist10k
 from .files import load
+from .fitting import Diverged, History, Progress
 from .kernels.names import ACTIVATIONS, LOSSES
 from .mlp import MLP, Backward, Passes
-from .optim import SGD
-from .training import Diverged, History, Progress
+from .optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "ACTIVATIONS", "LOSSES", "MLP", "SGD", "Backend", "BackendUnavailable", "Backward", "Data", "Diverged", "History",
-    "Passes", "Progress", "backends", "get_backend", "load", "load_data", "mnist10k",
+    "ACTIVATIONS", "LOSSES", "MLP", "SGD", "Adagrad", "Adam", "AdamW", "AdaptiveRate", "Backend", "BackendUnavailable",
+    "Backward", "Callback", "Checkpoint", "Data", "Diverged", "EarlyStopping", "History", "Log", "Optimizer", "Passes",
+    "Progress", "ProgressBar", "RMSprop", "TensorBoard", "backends", "get_backend", "load", "load_data", "mnist10k",
+    "schedules",
 ]  # fmt: skip

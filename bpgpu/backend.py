@@ -13,16 +13,18 @@ from __future__ import annotations
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from .checks import nearest
-from .kernels.names import ACTIVATIONS, LOSSES, RULES
+from .kernels.names import ACTIVATIONS, HYPER, LOSSES, RULES
 
 Array = Any  # a NumPy array on "cpu" and "numpy", a CuPy array on "cuda"
+
+States = Sequence[tuple[Array, Array]]  # of an update: for each state of the rule, that of W and that of b
 
 DTYPES = ("float32", "float64")
 
@@ -193,25 +195,29 @@ class Backend(ABC):
         b: Array,
         rule: str,
         hyper: Array,
-        states: tuple[Array, Array] | None = None,
+        states: States = (),
     ) -> None:
         """dense_gradient and update in one: W and b move, no gradient is written.
 
-        hyper (2, 3): [lr, momentum, weight decay] for W, then for b; states: the velocities of W and b, unless rule is "sgd".
+        hyper (2, 9): the numbers of update for W, then for b; states: for each state of the rule a pair, of W and of b.
         """
-        state_W, state_b = _states(rule, states, 2)
-        spec = "X n i, dZ n o, =W i o, =b o, hyper 2 3, =state_W i o, =state_b o"
-        sizes(spec, X, dZ, W, b, hyper, state_W, state_b)
+        spec = "X n i, dZ n o, =W i o, =b o, hyper 2 h"
+        for name in _states(rule, states):
+            spec += f", ={name}_W i o, ={name}_b o"
+        if any(not isinstance(pair, (tuple, list)) or len(pair) != 2 for pair in states):
+            raise ValueError(f"the states of {rule} are pairs of arrays, one shaped like W and one like b")
+        _hyper(sizes(spec, X, dZ, W, b, hyper, *(array for pair in states for array in pair)))
         self._dense_update(X, dZ, W, b, rule, hyper, states)
 
-    def update(self, parameter: Array, gradient: Array, rule: str, hyper: Array, state: Array = None) -> None:
+    def update(self, parameter: Array, gradient: Array, rule: str, hyper: Array, states: Sequence[Array] = ()) -> None:
         """Gradient descent, in place:  w <- w - lr g  and its relatives, kernels/update.py.
 
-        parameter (p), gradient (p), hyper (3) = [lr, momentum, weight decay], state (p) the velocity, unless rule is "sgd".
+        parameter (p), gradient (p), hyper (9), the numbers of kernels/names.py HYPER, and an array (p) for each state of the
+        rule in RULES: none for "sgd", the velocity for "momentum" and "nesterov", the mean and the square for "adam".
         """
-        _states(rule, None if state is None else (state,), 1)
-        sizes("=parameter p, gradient p, hyper 3, =state p", parameter, gradient, hyper, state)
-        self._update(parameter, gradient, rule, hyper, state)
+        spec = "=parameter p, gradient p, hyper h" + "".join(f", ={name} p" for name in _states(rule, states))
+        _hyper(sizes(spec, parameter, gradient, hyper, *states))
+        self._update(parameter, gradient, rule, hyper, states)
 
     def gather(self, source: Array, order: Array, target: Array) -> None:
         """A batch:  target[k] = source[order[step * len(target) + k]],  step counted by Program.run (0 outside of one).
@@ -253,11 +259,9 @@ class Backend(ABC):
     @abstractmethod
     def _dense_gradient(self, X: Array, dZ: Array, dW: Array, db: Array) -> None: ...
     @abstractmethod
-    def _dense_update(
-        self, X: Array, dZ: Array, W: Array, b: Array, rule: str, hyper: Array, states: tuple[Array, Array] | None
-    ) -> None: ...
+    def _dense_update(self, X: Array, dZ: Array, W: Array, b: Array, rule: str, hyper: Array, states: States) -> None: ...
     @abstractmethod
-    def _update(self, parameter: Array, gradient: Array, rule: str, hyper: Array, state: Array) -> None: ...
+    def _update(self, parameter: Array, gradient: Array, rule: str, hyper: Array, states: Sequence[Array]) -> None: ...
     @abstractmethod
     def _gather(self, source: Array, order: Array, target: Array) -> None: ...
     @abstractmethod
@@ -276,12 +280,18 @@ def check_pair(loss: str, activation: str) -> None:
         nearest(activation, ACTIVATIONS, "output activation")
 
 
-def _states(rule: str, states: tuple[Array, ...] | None, count: int) -> tuple[Array, ...]:
-    """The velocities, or as many None."""
-    nearest(rule, RULES, "rule")
-    if rule != "sgd" and (states is None or len(states) != count or any(s is None for s in states)):
-        raise ValueError(f"the rule {rule} needs a velocity for each array of parameters, of its shape")
-    return states or (None,) * count
+def _states(rule: str, states: Sequence[Any]) -> tuple[str, ...]:
+    """The names of the states of a rule, of which there is one each."""
+    names = RULES[nearest(rule, RULES, "rule")]
+    if not isinstance(states, (tuple, list)) or len(states) != len(names) or any(s is None for s in states):
+        wanted = " and ".join(names) or "nothing"
+        raise ValueError(f"the rule {rule} keeps {wanted}; expected states to be a tuple of {len(names)}, each laid out as w")
+    return names
+
+
+def _hyper(found: dict[str, int]) -> None:
+    if found["h"] != len(HYPER):
+        raise ValueError(f"hyper has {found['h']} numbers; expected {len(HYPER)}: {', '.join(HYPER)}")
 
 
 def check_layout(name: str, array: Array, *, written: bool) -> None:

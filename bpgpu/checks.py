@@ -8,6 +8,7 @@ An array that is already right is returned without a copy.
 from __future__ import annotations
 
 import difflib
+import math
 import numbers
 from collections.abc import Iterable
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["as_labels", "as_matrix", "as_numbers", "as_targets", "as_weights", "nearest"]
+__all__ = ["amount", "as_labels", "as_matrix", "as_numbers", "as_targets", "as_weights", "nearest"]
 
 _MEND = {  # dtype kind -> what it holds, how to make numbers of it
     "c": ("complex numbers", "pass the real and the imaginary parts as columns of their own"),
@@ -39,6 +40,13 @@ def nearest(name: object, choices: Iterable[str], what: str) -> str:
     near = difflib.get_close_matches(name.strip().lower(), lower, n=1)
     guess = f"; did you mean {lower[near[0]]!r}?" if near else "."
     raise ValueError(f"unknown {what} {name!r}{guess} Known: {', '.join(known)}")
+
+
+def amount(name: str, value: Any) -> float:
+    """Return `value`, a finite number of 0 or more. ValueError: it is something else."""
+    if not isinstance(value, (int, float, np.number)) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
+        raise ValueError(f"{name} is {value!r}; expected a finite number, 0 or more")
+    return float(value)
 
 
 def as_numbers(value: Any, name: str) -> np.ndarray:

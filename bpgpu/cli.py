@@ -7,8 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,14 @@ import numpy as np
 
 from . import __version__
 from .backend import BackendUnavailable
+from .callbacks import Callback, Checkpoint, ProgressBar
 from .data import Data, load_data, mnist10k
 from .files import load
+from .fitting import Diverged
 from .kernels.names import ACTIVATIONS, LOSSES
 from .mlp import MLP
 from .optim import SGD
 from .random import SPLIT, permutation
-from .training import Callback, Diverged, Progress
 
 CLASSIFIES = ("cross_entropy", "binary_cross_entropy")
 
@@ -73,6 +73,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of initial weights, shuffles and splits")
     add("--backend", default="cpu", help="cpu, cuda, auto or numpy")
     add("--dtype", default="float32", help="float32 or float64")
+    add("--checkpoint", metavar="FILE", help="where to keep the state of the training while it runs")
+    add("--checkpoint-seconds", type=float, default=60.0, metavar="S", help="how often")
+    add("--resume", action="store_true", help="go on from the checkpoint, if there is one, as if it had not been interrupted")
     add("--output", default="bpgpu-model.safetensors", metavar="FILE", help="where the model goes")
 
     predict = commands.add_parser(
@@ -111,7 +114,11 @@ def _sizes(text: str) -> tuple[int, ...]:
 def _train(options: argparse.Namespace) -> int:
     if not 0 < options.validation < 1:
         raise ValueError(f"--validation is {options.validation}; expected a share between 0 and 1, for example 0.1")
-    _check_writable(options.output)
+    if options.resume and not options.checkpoint:
+        raise ValueError("--resume needs --checkpoint FILE, the file to resume from")
+    _check_writable("--output", options.output)
+    if options.checkpoint:
+        _check_writable("--checkpoint", options.checkpoint)
     data = load_data(options.data, target=options.target) if options.data else mnist10k()
     if data.y is None:
         raise ValueError(f"{data.name} has no labels to train on")
@@ -120,16 +127,21 @@ def _train(options: argparse.Namespace) -> int:
     optimizer = SGD(options.learning_rate, options.momentum, weight_decay=options.weight_decay)
     print(f"{data.name}: {len(X):,} examples to train on, {len(validation[0]):,} to validate, {len(test[0]):,} to test")
     print(net)
+    callbacks: list[Callback] = [ProgressBar(lines=True)]
+    resume = options.checkpoint if options.resume and os.path.exists(options.checkpoint) else None
+    if options.checkpoint:
+        callbacks.append(Checkpoint(options.checkpoint, seconds=options.checkpoint_seconds))
+    if options.resume:
+        print(f"resuming from {resume}" if resume else f"there is no {options.checkpoint} yet: training from the beginning")
     begun, status, saved = time.perf_counter(), 0, True
-    with _reporter() as callback:
-        try:
-            history = net.fit(
-                X, y, epochs=options.epochs, batch_size=options.batch_size, optimizer=optimizer,
-                validation_data=validation, restore_best=True, callback=callback,
-            )  # fmt: skip
-            print(f"trained for {time.perf_counter() - begun:.1f} s; best epoch {(history.best_epoch or 0) + 1}")
-        except KeyboardInterrupt:
-            status, saved = 130, net.epochs_trained > 0
+    try:
+        history = net.fit(
+            X, y, epochs=options.epochs, batch_size=options.batch_size, optimizer=optimizer,
+            validation_data=validation, restore_best=True, callbacks=callbacks, resume=resume,
+        )  # fmt: skip
+        print(f"trained for {time.perf_counter() - begun:.1f} s; best epoch {(history.best_epoch or 0) + 1}")
+    except KeyboardInterrupt:
+        status, saved = 130, net.epochs_trained > 0
     if not saved:
         print("bpgpu: interrupted before the end of the first epoch; nothing was written", file=sys.stderr)
         return status
@@ -177,48 +189,15 @@ def _parts(data: Data, share: float, seed: int) -> tuple[Any, Any, Any]:
     return (X[rest], y[rest]), (X[validation], y[validation]), test
 
 
-def _check_writable(path: str) -> None:
+def _check_writable(option: str, path: str) -> None:
     """Raise OSError now rather than after the training."""
     file = Path(path)
     if file.is_dir():
-        raise IsADirectoryError(f"--output {path} is a directory; expected the name of a file")
+        raise IsADirectoryError(f"{option} {path} is a directory; expected the name of a file")
     if not file.parent.is_dir():
-        raise FileNotFoundError(f"--output {path}: there is no directory {file.parent}; create it first")
+        raise FileNotFoundError(f"{option} {path}: there is no directory {file.parent}; create it first")
     if not os.access(file.parent, os.W_OK):
-        raise PermissionError(f"--output {path}: the directory {file.parent} cannot be written to")
-
-
-@contextmanager
-def _reporter() -> Iterator[Callback]:
-    """A progress bar on a terminal, otherwise a line an epoch."""
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    console = Console()
-    if not console.is_terminal:
-        yield lambda p: print(_epoch_line(p), flush=True) if p.epoch_ended else None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn())
-    with Bar(*columns, console=console) as bar:
-        task, begun = bar.add_task("", total=None, rate=""), time.perf_counter()
-
-        def report(p: Progress) -> None:
-            seen = (p.examples_in_all // p.epochs) * p.epoch + p.examples
-            rate = f"{seen / (time.perf_counter() - begun):,.0f} examples/s"
-            bar.update(task, total=p.examples_in_all, completed=seen, description=_epoch_line(p), rate=rate)
-
-        yield report
-
-
-def _epoch_line(p: Progress) -> str:
-    h = p.history
-    line = f"epoch {p.epoch + 1}/{p.epochs}  loss {p.loss:.4f}"
-    if h.validation_accuracy:
-        line += f"  validation accuracy {h.validation_accuracy[-1]:.2%}"
-    elif h.validation_loss:
-        line += f"  validation loss {h.validation_loss[-1]:.4f}"
-    return line
+        raise PermissionError(f"{option} {path}: the directory {file.parent} cannot be written to")
 
 
 # -- predict -------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,14 +20,21 @@ if TYPE_CHECKING:
 _FIELDS = ("layers", "activations", "loss", "output_activation", "reduction", "seed", "epochs_trained", "classes")
 
 
-def save(net: MLP, path: str | os.PathLike[str]) -> None:
+def save(
+    net: MLP, path: str | os.PathLike[str], run: dict[str, np.ndarray[Any, Any]] | None = None, header: Any = None
+) -> None:
+    """Write a model file; with `run`, tensors called run.*, and `header` it is a checkpoint as well."""
     from safetensors.numpy import save as to_bytes
 
     theta = net.backend.to_numpy(net.theta)
     weights, biases = net.views(theta)
     tensors = {f"weights.{l}": W for l, W in enumerate(weights)} | {f"biases.{l}": b for l, b in enumerate(biases)}
     architecture = {name: getattr(net, name) for name in _FIELDS}
-    write_whole(path, to_bytes(tensors, {"bpgpu": json.dumps(architecture)}))
+    metadata = {"bpgpu": json.dumps(architecture)}
+    if run is not None:
+        tensors |= run
+        metadata["bpgpu_run"] = json.dumps(header, default=lambda number: number.item())  # NumPy's
+    write_whole(path, to_bytes(tensors, metadata))
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
@@ -53,19 +61,10 @@ def load(path: str | os.PathLike[str], backend: str | Backend = "cpu") -> MLP:
 
     OSError: the file cannot be read.  ValueError: it is not a model file of bpgpu, or not a whole one.
     """
-    from safetensors import SafetensorError, safe_open
-
     from .mlp import MLP
 
     backend = get_backend(backend)
-    with open(path, "rb"):  # the plain errors: not there, a directory, not readable
-        pass
-    try:
-        with safe_open(path, framework="numpy") as file:
-            header = (file.metadata() or {}).get("bpgpu")
-            tensors = {name: file.get_tensor(name) for name in file.keys()} if header else {}  # noqa: SIM118
-    except (SafetensorError, TypeError) as error:
-        raise ValueError(f"{path} is not a model file, or not a whole one: {error}") from error
+    header, tensors = _read(path, "bpgpu", lambda name: not name.startswith("run."))
     if header is None:
         raise ValueError(f"{path} is a safetensors file but not a model of bpgpu: its header has no entry 'bpgpu'")
     try:
@@ -84,6 +83,31 @@ def load(path: str | os.PathLike[str], backend: str | Backend = "cpu") -> MLP:
             part[:] = tensors[f"{name}.{l}"]
     backend.write(net.theta, theta)
     return net
+
+
+def load_run(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
+    """What a checkpoint has beside the model: its header, and its tensors without "run." before their names."""
+    header, tensors = _read(path, "bpgpu_run", lambda name: name.startswith("run."))
+    if header is None:
+        raise ValueError(f"{path} is no checkpoint: its header has no entry 'bpgpu_run'; bpgpu.Checkpoint writes such files")
+    return json.loads(header), {name[len("run.") :]: tensor for name, tensor in tensors.items()}
+
+
+def _read(
+    path: str | os.PathLike[str], entry: str, wanted: Callable[[str], bool]
+) -> tuple[str | None, dict[str, np.ndarray[Any, Any]]]:
+    """An entry of the header of a safetensors file, and, if there is one, the tensors with names that are wanted."""
+    from safetensors import SafetensorError, safe_open
+
+    with open(path, "rb"):  # the plain errors: not there, a directory, not readable
+        pass
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = (file.metadata() or {}).get(entry)
+            names = [name for name in file.keys() if wanted(name)] if header else []  # noqa: SIM118
+            return header, {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, TypeError) as error:
+        raise ValueError(f"{path} is not a model file, or not a whole one: {error}") from error
 
 
 def _check_tensors(layers: list[int], tensors: dict[str, np.ndarray[Any, Any]]) -> None:

@@ -7,11 +7,12 @@ the operation's own record beside the product's, `_launch_gradient` for dW and d
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from .backend import Array, Backend
+from .backend import Array, Backend, States
 from .kernels import records
 
 Record = np.ndarray[Any, Any]  # of shape (), one of the dtypes of kernels/records.py
@@ -68,37 +69,35 @@ class KernelBackend(Backend):
         self._launch_product("hidden_delta", W.dtype.name, activation, product, job, W, dZ, saved, dZ_below)
 
     def _dense_gradient(self, X: Array, dZ: Array, dW: Array, db: Array) -> None:
-        self._weights_and_biases(X, dZ, dW, db, "store", (None, None), (None, None))
+        self._weights_and_biases(X, dZ, dW, db, "store", (None, None), ())
 
-    def _dense_update(
-        self, X: Array, dZ: Array, W: Array, b: Array, rule: str, hyper: Array, states: tuple[Array, Array] | None
-    ) -> None:
-        self._weights_and_biases(X, dZ, W, b, rule, (hyper[0], hyper[1]), states or (None, None))
+    def _dense_update(self, X: Array, dZ: Array, W: Array, b: Array, rule: str, hyper: Array, states: States) -> None:
+        self._weights_and_biases(X, dZ, W, b, rule, (hyper[0], hyper[1]), states)
 
     def _weights_and_biases(
         self, X: Array, dZ: Array, W: Array, b: Array, rule: str,
-        hyper: tuple[Array | None, Array | None], state: tuple[Array | None, Array | None],
+        hyper: tuple[Array | None, Array | None], states: States,
     ) -> None:  # fmt: skip
-        dtype, alive = X.dtype.name, (X, dZ, W, b, hyper, state)
+        dtype, alive = X.dtype.name, (X, dZ, W, b, hyper, states)
+        of_W, of_b = (self._parameters(p, hyper[i], [pair[i] for pair in states]) for i, p in enumerate((W, b)))
         sums = new_record(
             records.COLUMN_SUM, dZ=self.address(dZ), dZ_row=dZ.strides[0], rows=len(dZ), columns=dZ.shape[1],
-            update=self._parameters(b, hyper[1], state[1]),
+            update=of_b,
         )  # fmt: skip
-        product = self._product(X, dZ, A_transposed=True)
-        self._launch_gradient(dtype, rule, product, self._parameters(W, hyper[0], state[0]), sums, *alive)
+        self._launch_gradient(dtype, rule, self._product(X, dZ, A_transposed=True), of_W, sums, *alive)
 
-    def _parameters(self, parameter: Array, hyper: Array | None, state: Array | None) -> Record:
+    def _parameters(self, parameter: Array, hyper: Array | None, states: Sequence[Array]) -> Record:
         return new_record(
-            records.UPDATE, parameter=self.address(parameter), row=parameter.strides[0],
-            hyper=self._address(hyper), state=self._address(state),
+            records.UPDATE, parameter=self.address(parameter), row=parameter.strides[0], hyper=self._address(hyper),
+            **{f"state{i}": self.address(state) for i, state in enumerate(states, 1)},
         )  # fmt: skip
 
-    def _update(self, parameter: Array, gradient: Array, rule: str, hyper: Array, state: Array | None) -> None:
+    def _update(self, parameter: Array, gradient: Array, rule: str, hyper: Array, states: Sequence[Array]) -> None:
         job = new_record(
             records.FLAT_UPDATE, gradient=self.address(gradient), length=gradient.size,
-            update=self._parameters(parameter, hyper, state),
+            update=self._parameters(parameter, hyper, states),
         )  # fmt: skip
-        self._launch("update", gradient.dtype.name, (rule,), job, gradient.size, parameter, gradient, hyper, state)
+        self._launch("update", gradient.dtype.name, (rule,), job, gradient.size, parameter, gradient, hyper, states)
 
     def _activate(self, Z: Array, activation: str, A: Array) -> None:
         job = new_record(

@@ -19,11 +19,13 @@ import numpy as np
 from .backend import DTYPES, Array, Backend, check_pair, get_backend
 from .checks import as_labels, as_matrix, as_numbers, as_targets, as_weights, nearest
 from .kernels.names import ACTIVATIONS, LOSSES, SAVES_Z
-from .optim import SGD
+from .optim import Optimizer
 from .random import WEIGHTS, check_seed, uniform
 
 if TYPE_CHECKING:
-    from .training import Callback, History, Trainer
+    from .callbacks import Callbacks
+    from .fitting import History
+    from .training import Trainer
 
 BLOCK = 1024  # rows that go through the network at a time in predict and evaluate; results do not depend on it
 _OUTPUTS = {"cross_entropy": "softmax", "binary_cross_entropy": "sigmoid"}
@@ -112,7 +114,7 @@ class MLP:
         self._theta = self.backend.asarray(self._initial_theta())
         weights, biases = self.views(self._theta)
         self.weights, self.biases = Views(weights), Views(biases)
-        self._trainers: WeakKeyDictionary[SGD, Trainer] = WeakKeyDictionary()
+        self._trainers: WeakKeyDictionary[Optimizer, Trainer] = WeakKeyDictionary()
 
     # -- theta -----------------------------------------------------------------------------------------------------------
 
@@ -192,11 +194,14 @@ class MLP:
 
     # -- training --------------------------------------------------------------------------------------------------------
 
-    def train_step(self, X: Any, y: Any, optimizer: SGD, *, sample_weight: Any = None) -> float:
+    def train_step(self, X: Any, y: Any, optimizer: Optimizer, *, sample_weight: Any = None) -> float:
         """One step of gradient descent on one batch; gives the loss before the step."""
         X = self._inputs(X)
-        y, scale = self.targets(y, len(X)), self.scale(len(X), sample_weight)
-        return self.trainer(optimizer).step(optimizer, X, y, scale)
+        y, weight = self.targets(y, len(X)), None
+        if sample_weight is not None:
+            weight = as_weights(sample_weight, n=len(X), dtype=self.dtype)
+        scale = self.scale(len(X)) if weight is None else self.normalized(weight)
+        return self.trainer(optimizer).step(optimizer, X, y, scale, len(X) if weight is None else math.fsum(weight))
 
     def fit(
         self,
@@ -205,24 +210,25 @@ class MLP:
         *,
         epochs: int = 10,
         batch_size: int = 128,
-        optimizer: SGD | None = None,
+        optimizer: Optimizer | None = None,
         validation_data: tuple[Any, Any] | None = None,
         sample_weight: Any = None,
         shuffle: bool = True,
         restore_best: bool = False,
-        callback: Callback | None = None,
+        callbacks: Callbacks = None,
+        resume: str | os.PathLike[str] | None = None,
     ) -> History:
-        """Train for a number of epochs; see bpgpu.training.fit.  The default optimizer is SGD(0.05, momentum=0.9)."""
-        from .training import fit
+        """Train for a number of epochs; see bpgpu.fitting.fit.  The default optimizer is SGD(0.05, momentum=0.9)."""
+        from .fitting import fit
 
         return fit(
             self, X, y, epochs=epochs, batch_size=batch_size, optimizer=optimizer, validation_data=validation_data,
-            sample_weight=sample_weight, shuffle=shuffle, restore_best=restore_best, callback=callback,
+            sample_weight=sample_weight, shuffle=shuffle, restore_best=restore_best, callbacks=callbacks, resume=resume,
         )  # fmt: skip
 
-    def trainer(self, optimizer: SGD) -> Trainer:
-        """The recorded steps and the velocity of this network under an optimizer."""
-        if not isinstance(optimizer, SGD):
+    def trainer(self, optimizer: Optimizer) -> Trainer:
+        """The recorded steps of this network under an optimizer, and what its rule keeps."""
+        if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer is a {type(optimizer).__name__}; expected for example bpgpu.SGD(0.05, momentum=0.9)")
         if optimizer not in self._trainers:
             from .training import Trainer

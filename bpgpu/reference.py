@@ -8,12 +8,13 @@ of both is dC/dw.  n counts examples, i inputs, o outputs; every array has one e
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from .backend import Backend, Program
+from .backend import Backend, Program, States
+from .kernels.names import HYPER
 
 Array = np.ndarray[Any, Any]
 erf = np.vectorize(math.erf, otypes=[float])
@@ -140,15 +141,12 @@ class NumPyBackend(Backend):
 
         self._do(gradient)
 
-    def _dense_update(
-        self, X: Array, dZ: Array, W: Array, b: Array, rule: str, hyper: Array, states: tuple[Array, Array] | None
-    ) -> None:
-        state_W, state_b = states or (None, None)
-        self._do(lambda step: descend(W, X.T @ dZ, rule, hyper[0], state_W))
-        self._do(lambda step: descend(b, dZ.sum(axis=0), rule, hyper[1], state_b))
+    def _dense_update(self, X: Array, dZ: Array, W: Array, b: Array, rule: str, hyper: Array, states: States) -> None:
+        self._do(lambda step: descend(W, X.T @ dZ, rule, hyper[0], [of_W for of_W, _ in states]))
+        self._do(lambda step: descend(b, dZ.sum(axis=0), rule, hyper[1], [of_b for _, of_b in states]))
 
-    def _update(self, parameter: Array, gradient: Array, rule: str, hyper: Array, state: Array | None) -> None:
-        self._do(lambda step: descend(parameter, gradient, rule, hyper, state))
+    def _update(self, parameter: Array, gradient: Array, rule: str, hyper: Array, states: Sequence[Array]) -> None:
+        self._do(lambda step: descend(parameter, gradient, rule, hyper, states))
 
     def _gather(self, source: Array, order: Array, target: Array) -> None:
         n = len(target)
@@ -161,11 +159,17 @@ class NumPyBackend(Backend):
         self._do(total)
 
 
-def descend(w: Array, g: Array, rule: str, hyper: Array, v: Array | None) -> None:
-    """Gradient descent, in place: w <- w - lr g, with momentum and weight decay."""
-    lr, momentum, weight_decay = hyper
-    g = g + weight_decay * w
-    if v is not None:
-        v[:] = momentum * v + g
-        g = g + momentum * v if rule == "nesterov" else v
-    w -= lr * g
+def descend(w: Array, g: Array, rule: str, hyper: Array, states: Sequence[Array]) -> None:
+    """Gradient descent, in place: w <- w - lr g, and its relatives; what the rule keeps is in `states`."""
+    h = dict(zip(HYPER, hyper, strict=True))
+    g = g + h["l2"] * w + h["l1"] * np.sign(w)  # the penalties l2 w^2 / 2 + l1 |w|
+    u = g
+    if rule in ("momentum", "nesterov", "adam"):
+        v = states[0]
+        v[:] = h["beta1"] * v + h["gain1"] * g
+        u = h["beta1"] * v + h["gain1"] * g if rule == "nesterov" else v
+    if rule in ("rmsprop", "adam"):
+        s = states[-1]
+        s[:] = h["beta2"] * s + h["gain2"] * g**2
+        u = u / (np.sqrt(s) + h["epsilon"])
+    w[:] = w - h["decay"] * w - h["learning_rate"] * u

@@ -1,4 +1,4 @@
-"""Training: a step recorded once and replayed, epochs of shuffled batches, and what is kept of them.
+"""Training on the device: a step recorded once and replayed, and epochs of shuffled batches; fitting.py is the loop around it.
 
 A step is the lecture's: forward pass, output delta, from the last layer to the first the hidden deltas, then the updates
 (which take the place of the gradient: no gradient array is written).  On any backend the step is recorded as a Program, and
@@ -9,53 +9,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .backend import Array, Program
-from .checks import as_matrix, as_weights
-from .kernels.names import SAVES_Z
-from .optim import SGD
-from .random import SHUFFLE, permutation
+from .kernels.names import HYPER, RULES, SAVES_Z
+from .optim import Optimizer
 
 if TYPE_CHECKING:
     from .mlp import MLP
 
 SLICE_SECONDS = 0.1  # how long a replay may take before Python looks at Ctrl-C and reports progress
-
-
-@dataclass
-class History:
-    """What happened, one entry an epoch: mean loss of the batches, validation loss and accuracy, seconds of training."""
-
-    loss: list[float] = field(default_factory=list)
-    validation_loss: list[float] = field(default_factory=list)
-    validation_accuracy: list[float] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    best_epoch: int | None = None  # counted from 0; None before the first epoch has ended
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run is: passed to the callback several times a second and at the end of each epoch."""
-
-    epoch: int  # counted from 0
-    epochs: int
-    examples: int  # of this epoch that have been used
-    examples_in_all: int  # of every epoch together
-    loss: float  # mean over this epoch so far
-    epoch_ended: bool
-    history: History
-
-
-Callback = Callable[[Progress], Any]  # returning True ends the training
-
-
-class Diverged(ArithmeticError):
-    """The loss is no longer a finite number; the message says where, the weights are those of the last good epoch."""
 
 
 class Step:
@@ -95,40 +61,55 @@ class Step:
 
 
 class Trainer:
-    """One network under one optimizer: the velocity, the numbers of the rule on the device, and recorded steps."""
+    """One network under one optimizer: what the rule keeps, its numbers on the device, and recorded steps."""
 
     def __init__(self, net: MLP) -> None:
         self.net, self.rule = net, ""
-        self.hyper = net.backend.empty((2, 3), net.dtype)
+        self.hyper = net.backend.empty((len(net.weights), 2, len(HYPER)), net.dtype)
         self.losses = net.backend.empty((1,), net.dtype)
-        self.velocity: Array = None  # like theta, once there is momentum
+        self.states: dict[str, Array] = {}  # each like theta
+        self.steps_taken = 0
+        self.written: dict[str, Any] = {}  # the optimizer's attributes when `hyper` was written
         self._steps: dict[tuple[Any, ...], tuple[Step, Program]] = {}
 
     def record_update(self, l: int, a: Array, delta: Array) -> None:
-        net, states = self.net, None
-        if self.rule != "sgd":
-            weights, biases = net.views(self.velocity)
-            states = weights[l], biases[l]
-        net.backend.dense_update(a, delta, net.weights[l], net.biases[l], self.rule, self.hyper, states)
+        net, states = self.net, []
+        for name in RULES[self.rule]:
+            weights, biases = net.views(self.states[name])
+            states.append((weights[l], biases[l]))
+        net.backend.dense_update(a, delta, net.weights[l], net.biases[l], self.rule, self.hyper[l], states)
 
-    def prepare(self, optimizer: SGD) -> None:
-        """Bring the optimizer's present numbers to the device.  (The optimizer is not kept, so that it can be let go.)"""
+    def adopt(self, optimizer: Optimizer) -> None:
+        """Take the optimizer's present rule.  (The optimizer is not kept, so that it can be let go.)"""
         net = self.net
-        net.backend.write(self.hyper, optimizer.hyper(net.dtype))
+        optimizer.hyper(net.dtype, len(net.weights), self.steps_taken)
         if self.rule != optimizer.rule:
             self.rule = optimizer.rule
             self._steps.clear()
-            if self.rule != "sgd" and self.velocity is None:
-                self.velocity = net.backend.asarray(np.zeros(net.theta.shape, net.dtype))
+            for name in RULES[self.rule]:
+                if name not in self.states:
+                    self.states[name] = net.backend.asarray(np.zeros(net.theta.shape, net.dtype))
+
+    def prepare(self, optimizer: Optimizer, examples: float) -> None:
+        """Bring the numbers of the coming step, on a batch of so many examples, to the device."""
+        present = vars(optimizer).copy()
+        if optimizer.varies or present != self.written:
+            self.adopt(optimizer)
+            numbers = optimizer.hyper(self.net.dtype, len(self.net.weights), self.steps_taken, [examples])
+            self.net.backend.write(self.hyper, numbers[0])
+            self.written = present
 
     def forget(self) -> None:
         """Start again from rest."""
-        if self.velocity is not None:
-            self.net.backend.write(self.velocity, np.zeros(self.net.theta.shape, self.net.dtype))
+        self.steps_taken = 0
+        for state in self.states.values():
+            self.net.backend.write(state, np.zeros(state.shape, self.net.dtype))
 
-    def step(self, optimizer: SGD, X: Array, y: np.ndarray[Any, Any], scale: np.ndarray[Any, Any]) -> float:
+    def step(
+        self, optimizer: Optimizer, X: Array, y: np.ndarray[Any, Any], scale: np.ndarray[Any, Any], examples: float
+    ) -> float:
         """One step on one batch (arrays as the network's checks leave them); the loss before the step."""
-        self.prepare(optimizer)
+        self.prepare(optimizer, examples)
         b, key = self.net.backend, (len(X), y.ndim, len(scale) > 1)
         if key not in self._steps:
             step = Step(self.net, len(X), y.ndim == 1, len(scale) > 1)
@@ -140,6 +121,7 @@ class Trainer:
         b.write(step.y, y)
         b.write(step.scale, scale)
         program.run()
+        self.steps_taken += 1
         return float(b.to_numpy(self.losses)[0])
 
 
@@ -148,166 +130,87 @@ class Epochs:
 
     def __init__(self, trainer: Trainer, X: Array, y: Array, weight: np.ndarray[Any, Any] | None, batch_size: int) -> None:
         net, b = trainer.net, trainer.net.backend
-        self.net, self.weight, self.n, self.batch = net, weight, len(X), min(batch_size, len(X))
+        self.net, self.trainer, self.weight, self.n, self.batch = net, trainer, weight, len(X), min(batch_size, len(X))
+        self.X, self.y = X, y
         self.full, self.rest = divmod(self.n, self.batch)
+        self.steps = self.full + (self.rest > 0)
         self.order = b.empty((self.n,), np.int64)
-        self.losses = b.empty((self.full + (self.rest > 0),), net.dtype)
+        self.losses = b.empty((self.steps,), net.dtype)
         self.scale = b.empty((self.n,), net.dtype)
-        ascending = b.asarray(np.arange(self.n))
-        self.programs: list[tuple[Program, int]] = []
-        for start, n, steps in ((0, self.batch, self.full), (self.full * self.batch, self.rest, 1)):
+        self.ascending = b.asarray(np.arange(self.n))
+        self.table: Array = None  # the numbers of each step, where they vary
+        self.programs: list[Program] = []
+        self._recorded = ("", False)
+
+    def _record(self, varies: bool) -> None:
+        """The programs of an epoch under the trainer's rule; numbers that vary are gathered like the examples."""
+        b, hyper = self.net.backend, self.trainer.hyper
+        self.table = b.empty((self.steps, *hyper.shape), hyper.dtype) if varies else None
+        self.programs = []
+        for start, n, first, steps in ((0, self.batch, 0, self.full), (self.full * self.batch, self.rest, self.full, 1)):
             if n == 0:
                 continue
-            step = Step(net, n, y.ndim == 1, weight is not None)
-            losses = self.losses[:steps] if start == 0 else self.losses[steps * self.full :]
+            step = Step(self.net, n, self.y.ndim == 1, self.weight is not None)
             with b.capture() as program:
                 with b.together():
-                    b.gather(X, self.order[start:], step.X)
-                    b.gather(y, self.order[start:], step.y)
-                    if weight is not None:
-                        b.gather(self.scale[start:], ascending[: n * steps], step.scale)
-                step.record(losses, trainer)
-            self.programs.append((program, steps))
+                    if varies:
+                        b.gather(self.table[first:], self.ascending[:steps], hyper.reshape(1, *hyper.shape))
+                    b.gather(self.X, self.order[start:], step.X)
+                    b.gather(self.y, self.order[start:], step.y)
+                    if self.weight is not None:
+                        b.gather(self.scale[start:], self.ascending[: n * steps], step.scale)
+                step.record(self.losses[first : first + steps], self.trainer)
+            self.programs.append(program)
+        self._recorded = self.trainer.rule, varies
 
-    def begin(self, order: np.ndarray[Any, Any]) -> None:
-        """Set the order of the coming epoch, and with it the weights of the examples in their batches."""
-        b = self.net.backend
+    def begin(self, optimizer: Optimizer, order: np.ndarray[Any, Any], done: int = 0) -> None:
+        """Set the order of an epoch of which `done` steps are done, the weights of its examples and their numbers."""
+        b, trainer = self.net.backend, self.trainer
+        trainer.adopt(optimizer)
+        if self._recorded != (trainer.rule, optimizer.varies):
+            self._record(optimizer.varies)
         b.write(self.order, order)
+        starts = range(0, self.n, self.batch)
+        examples = [float(min(self.batch, self.n - s)) for s in starts]
         if self.weight is not None:
-            ordered = self.weight[order]
-            batches = [self.net.normalized(ordered[s : s + self.batch]) for s in range(0, self.n, self.batch)]
-            b.write(self.scale, np.concatenate(batches))
+            batches = [self.weight[order[s : s + self.batch]] for s in starts]
+            b.write(self.scale, np.concatenate([self.net.normalized(batch) for batch in batches]))
+            examples = [math.fsum(batch) for batch in batches]
+        if self.table is None:
+            trainer.prepare(optimizer, examples[0])  # which stay
+        else:
+            layers = len(self.net.weights)
+            b.write(self.table, optimizer.hyper(self.net.dtype, layers, trainer.steps_taken - done, examples))
+            trainer.written = {}
 
-    def first_bad_step(self, examples: int) -> int | None:
-        """The first step of this epoch, of those for these examples, whose loss is not finite."""
-        bad = ~np.isfinite(self.net.backend.to_numpy(self.losses)[: -(-examples // self.batch)])
+    def run(self, first: int, last: int) -> Iterator[int]:
+        """Take the steps first .. last - 1 of the epoch, some a call; yields how many of the epoch are done."""
+        steps_a_call = 1
+        while first < last:
+            program, begin, end = (
+                (self.programs[0], 0, self.full) if first < self.full else (self.programs[-1], self.full, last)
+            )
+            count = min(steps_a_call, min(end, last) - first)
+            begun = time.perf_counter()
+            program.run(first - begin, count)
+            seconds = time.perf_counter() - begun
+            first += count
+            self.trainer.steps_taken += count
+            steps_a_call = max(1, min(4 * steps_a_call, int(count * SLICE_SECONDS / max(seconds, 1e-9))))
+            yield first
+
+    def examples(self, steps: int) -> int:
+        """How many examples the first steps of an epoch take."""
+        return min(steps * self.batch, self.n)
+
+    def first_bad_step(self, steps: int) -> int | None:
+        """The first of the first steps of this epoch whose loss is not finite."""
+        bad = ~np.isfinite(self.net.backend.to_numpy(self.losses)[:steps])
         return int(bad.argmax()) if bad.any() else None
 
-    def mean_loss(self, examples: int) -> float:
-        """Of the first batches of this epoch that are these examples: the mean (or for reduction "sum" the sum)."""
-        sizes = np.diff(np.minimum(np.arange(0, examples + self.batch, self.batch), examples))
-        losses = self.net.backend.to_numpy(self.losses)[: len(sizes)].astype(np.float64)
+    def mean_loss(self, steps: int) -> float:
+        """Of the first steps of this epoch: the mean over their examples (or for reduction "sum" the sum)."""
+        examples = self.examples(steps)
+        sizes = np.diff(np.minimum(np.arange(steps + 1) * self.batch, examples))
+        losses = self.net.backend.to_numpy(self.losses)[:steps].astype(np.float64)
         return float(losses.sum() if self.net.reduction == "sum" else (losses * sizes).sum() / examples)
-
-
-def fit(
-    net: MLP,
-    X: Any,
-    y: Any,
-    *,
-    epochs: int,
-    batch_size: int,
-    optimizer: SGD | None,
-    validation_data: tuple[Any, Any] | None,
-    sample_weight: Any,
-    shuffle: bool,
-    restore_best: bool,
-    callback: Callback | None,
-) -> History:
-    """Train `net` on X (n, inputs) and y for `epochs` epochs of batches of `batch_size` (the last one may be smaller).
-
-    validation_data  (X, y): loss and accuracy on it after each epoch
-    sample_weight    (n,), none negative
-    shuffle          a new order each epoch, a function of the network's seed and the number of epochs it has trained
-    restore_best     leave the weights of the best epoch (by validation accuracy, else validation loss, else loss), also
-                     when Ctrl-C or an error ends the training; without it those of the last step
-    callback         called with a Progress some times a second and after each epoch; True ends the training
-
-    Raises Diverged when the loss is no longer finite; ValueError and TypeError before any work if an argument is wrong.
-    """
-    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} is {value!r}; expected a positive integer")
-    X = net._inputs(X)
-    targets = net.targets(y, len(X))
-    weight = None if sample_weight is None else as_weights(sample_weight, n=len(X), dtype=net.dtype)
-    if callback is not None and not callable(callback):
-        raise TypeError(f"callback is a {type(callback).__name__}; expected a function of one Progress")
-    if validation_data is not None:
-        if not isinstance(validation_data, (tuple, list)) or len(validation_data) != 2:
-            raise TypeError("validation_data must be a pair (X, y)")
-        net.targets(validation_data[1], len(as_matrix(validation_data[0], dtype=net.dtype, width=net.layers[0])))
-    optimizer = optimizer or SGD(0.05, momentum=0.9)
-    trainer = net.trainer(optimizer)
-    trainer.prepare(optimizer)
-    run = Epochs(trainer, X, net.backend.asarray(targets), weight, batch_size)
-    history, best, good = History(), Best(net, restore_best), net.backend.copy(net.theta)
-
-    def diverged(what: str) -> Diverged:
-        net.backend.write(net.theta, good)
-        trainer.forget()
-        return Diverged(
-            f"{what}; the weights are those from before this: "
-            f"lower the learning rate (it is {optimizer.learning_rate:g}) or scale the inputs"
-        )
-
-    try:
-        for epoch in range(epochs):
-            begun, before = time.perf_counter(), net.backend.copy(net.theta)
-            order = permutation(net.seed, SHUFFLE + net.epochs_trained, run.n) if shuffle else np.arange(run.n)
-            run.begin(order)
-
-            def report(examples: int, ended: bool, epoch: int = epoch) -> bool:
-                loss = history.loss[-1] if ended else run.mean_loss(examples)
-                done = Progress(epoch, epochs, examples, epochs * run.n, loss, ended, history)
-                return callback is not None and callback(done) is True
-
-            for examples in _slices(run):
-                step = run.first_bad_step(examples)
-                if step != 0:  # the weights before this epoch have given a finite loss
-                    good = before
-                if step is not None:
-                    raise diverged(f"the loss is no finite number in step {step + 1} of epoch {epoch + 1}")
-                if examples < run.n and report(examples, False):
-                    return history
-            if not np.isfinite(net.backend.to_numpy(net.theta)).all():
-                raise diverged(f"the weights are no finite numbers at the end of epoch {epoch + 1}")
-            net.epochs_trained += 1
-            history.loss.append(run.mean_loss(run.n))
-            history.seconds.append(time.perf_counter() - begun)
-            if validation_data is not None:
-                loss, accuracy = net.evaluate(*validation_data)
-                history.validation_loss.append(loss)
-                if accuracy is not None:
-                    history.validation_accuracy.append(accuracy)
-            best.see(history)
-            if report(run.n, True):
-                break
-    finally:
-        best.restore()
-    return history
-
-
-def _slices(run: Epochs) -> Iterator[int]:
-    """Run the epoch, some steps a call; yields how many examples are done."""
-    examples, steps_a_call = 0, 1
-    for (program, steps), n in zip(run.programs, (run.batch, run.rest), strict=False):
-        first = 0
-        while first < steps:
-            count = min(steps_a_call, steps - first)
-            begun = time.perf_counter()
-            program.run(first, count)
-            seconds = time.perf_counter() - begun
-            first, examples = first + count, examples + count * n
-            steps_a_call = max(1, min(4 * steps_a_call, int(count * SLICE_SECONDS / max(seconds, 1e-9))))
-            yield examples
-
-
-class Best:
-    """The weights of the best epoch so far, if they are to be restored."""
-
-    def __init__(self, net: MLP, keep: bool) -> None:
-        self.net, self.keep = net, keep
-        self.score, self.theta = -math.inf, None
-
-    def see(self, history: History) -> None:
-        losses = history.validation_loss or history.loss
-        score = history.validation_accuracy[-1] if history.validation_accuracy else -losses[-1]
-        if score > self.score:
-            self.score, history.best_epoch = score, len(history.loss) - 1
-            if self.keep:
-                self.theta = self.net.backend.copy(self.net.theta)
-
-    def restore(self) -> None:
-        if self.theta is not None:
-            self.net.backend.write(self.net.theta, self.theta)

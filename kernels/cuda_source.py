@@ -14,7 +14,7 @@ import numpy as np
 
 from . import constants, records
 from .machine import CHUNK
-from .names import SAVES_Z
+from .names import HYPER, SAVES_Z
 
 FOLDER = Path(__file__).parent
 _NUMBERS = "INV_LN2 INV_SQRT_2PI SQRT_2 SCALED_TANH TANH_SCALE LEAK SELU_SCALE SELU_ALPHA".split()
@@ -29,6 +29,7 @@ FUNCTION bits to_bits(real x) { return __float_as_int(x); }
 FUNCTION real fused(real a, real b, real c) { return __fmaf_rn(a, b, c); }
 FUNCTION real round_even(real x) { return rintf(x); }
 FUNCTION real magnitude(real x) { return fabsf(x); }
+FUNCTION real root(real x) { return sqrtf(x); }
 FUNCTION real with_sign(real x, real sign) { return copysignf(x, sign); }
 FUNCTION real infinity() { return __int_as_float(0x7f800000); }
 FUNCTION real not_a_number() { return __int_as_float(0x7fc00000); }
@@ -41,6 +42,7 @@ FUNCTION bits to_bits(real x) { return __double_as_longlong(x); }
 FUNCTION real fused(real a, real b, real c) { return __fma_rn(a, b, c); }
 FUNCTION real round_even(real x) { return rint(x); }
 FUNCTION real magnitude(real x) { return fabs(x); }
+FUNCTION real root(real x) { return sqrt(x); }
 FUNCTION real with_sign(real x, real sign) { return copysign(x, sign); }
 FUNCTION real infinity() { return __longlong_as_double(0x7ff0000000000000LL); }
 FUNCTION real not_a_number() { return __longlong_as_double(0x7ff8000000000000LL); }
@@ -52,6 +54,7 @@ def source(name: str, dtype: str | None, options: tuple[str, ...], **sizes: int)
     entry = "_".join((name, dtype or "bytes", *options, *map(str, sizes.values())))
     macros: dict[str, Any] = {"KERNEL": entry, "CHUNK": CHUNK, **sizes, **_option_macros(name, options)}
     lines = ["#define FUNCTION __device__ __forceinline__", "typedef long long int64;"]
+    lines += [f"enum {{ {', '.join(HYPER).upper()} }};  // where in `hyper` each number of an update is"]
     lines += [f"#define {key} {value}" for key, value in macros.items()]
     lines += [_struct(record) for record in _RECORDS]
     if dtype is not None:

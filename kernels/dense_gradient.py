@@ -17,14 +17,14 @@ from .vector import load, load_up_to
 
 
 def finish(V: Lanes, name: str) -> Callable[..., None]:
-    apply, lanes, size = rule(V, name), V.lanes, V.itemsize
+    (begin, apply), lanes, size = rule(V, name), V.lanes, V.itemsize
 
     def finish(job: int, block: int, block_row: int, square: int, row: int, rows: int, col: int, cols: int) -> None:
-        parameter_row = record(UPDATE, job).row
+        parameter_row, begun = record(UPDATE, job).row, begin(job)
         for r in range(rows):
             for c in range(0, cols, lanes):
                 g = load(V, block + r * block_row + c * size)
-                apply(job, (row + r) * parameter_row + (col + c) * size, g, min(lanes, cols - c))
+                apply(begun, (row + r) * parameter_row + (col + c) * size, g, min(lanes, cols - c))
 
     return finish
 
@@ -32,18 +32,19 @@ def finish(V: Lanes, name: str) -> Callable[..., None]:
 def column_sum(V: Lanes, name: str) -> Callable[..., None]:
     """The kernel of db; its job is a COLUMN_SUM record."""
     COLUMNS = GRAIN["column_sum"]
-    apply, lanes, size, PARAMETERS = rule(V, name), V.lanes, V.itemsize, offset(COLUMN_SUM, "update")
+    (begin, apply), lanes, size, PARAMETERS = rule(V, name), V.lanes, V.itemsize, offset(COLUMN_SUM, "update")
 
     def column_sum(job: int, scratch: int, step: int, item: int) -> None:
-        p = record(COLUMN_SUM, job)
-        for o in range(item * COLUMNS, min((item + 1) * COLUMNS, p.columns), lanes):
-            count, column = min(lanes, p.columns - o), o * size
-            total = load_up_to(V, p.dZ + column, count)
-            for start in range(0, p.rows, CHUNK):
-                chunk = load_up_to(V, p.dZ + start * p.dZ_row + column, count)
-                for n in range(start + 1, min(start + CHUNK, p.rows)):
-                    chunk = chunk + load_up_to(V, p.dZ + n * p.dZ_row + column, count)
+        p, begun = record(COLUMN_SUM, job), begin(job + PARAMETERS)
+        dZ, dZ_row, rows, columns = p.dZ, p.dZ_row, p.rows, p.columns
+        for o in range(item * COLUMNS, min((item + 1) * COLUMNS, columns), lanes):
+            count, column = min(lanes, columns - o), o * size
+            total = load_up_to(V, dZ + column, count)
+            for start in range(0, rows, CHUNK):
+                chunk = load_up_to(V, dZ + start * dZ_row + column, count)
+                for n in range(start + 1, min(start + CHUNK, rows)):
+                    chunk = chunk + load_up_to(V, dZ + n * dZ_row + column, count)
                 total = total + chunk if start > 0 else chunk
-            apply(job + PARAMETERS, column, total, count)
+            apply(begun, column, total, count)
 
     return column_sum

@@ -5,4 +5,11 @@ ACTIVATIONS = (
 )  # fmt: skip
 SAVES_Z = frozenset({"gelu", "silu"})  # activations whose f'(z) is no function of a: z is saved for them
 LOSSES = ("cross_entropy", "binary_cross_entropy", "squared_error", "absolute_error", "huber")
-RULES = ("sgd", "momentum", "nesterov")
+RULES: dict[str, tuple[str, ...]] = {  # of an update: what each keeps for every parameter
+    "sgd": (),
+    "momentum": ("velocity",),
+    "nesterov": ("velocity",),
+    "rmsprop": ("square",),
+    "adam": ("mean", "square"),
+}
+HYPER = ("learning_rate", "l2", "l1", "decay", "beta1", "gain1", "beta2", "gain2", "epsilon")  # the numbers of an update

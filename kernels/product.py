@@ -159,56 +159,26 @@ def product(V: Lanes) -> Callable[..., None]:
                 A, A_k = columns_of_A, rows * size
             if p.B_transposed:
                 pack_transposed(p.B + col * p.B_row + k * size, p.B_row, K, cols, panels, square)
-            later = soon = 0  # rows of the next chunk of B to ask memory for in each panel, and the first of them
+            later = 0  # rows of the next chunk of B to ask memory for in each panel
             if not p.B_transposed and rows >= TALL and k + CHUNK < p.K:
                 later = CHUNK // ((cols + width - 1) // width)
             for c in range(0, cols, width):
-                C, B, B_k, done = block + c * size, panels + c // width * panel_size, panel_row, 0
-                if not p.B_transposed:
-                    source = p.B + k * p.B_row + (col + c) * size
-                    if cols - c < width:
-                        pack(source, p.B_row, K, cols - c, B)
-                    elif rows <= TILE_ROWS:  # too few rows are not worth a copy
-                        B, B_k = source, p.B_row
-                    else:
-                        packing(A, p.A_row, A_k, source, p.B_row, K, C, C_row, k == 0, B)
-                        done = TILE_ROWS
-                if later > 0:
-                    soon = p.B + (k + CHUNK + c // width * later) * p.B_row + col * size
-                if cols - c > lanes:
-                    wide(
-                        A + done * p.A_row,
-                        p.A_row,
-                        A_k,
-                        B,
-                        B_k,
-                        K,
-                        C + done * C_row,
-                        C_row,
-                        k == 0,
-                        rows - done,
-                        soon,
-                        p.B_row,
-                        cols,
-                        later,
-                    )
+                panel, source = panels + c // width * panel_size, p.B + k * p.B_row + (col + c) * size
+                tile_A, C, B, B_k, left = A, block + c * size, panel, panel_row, rows
+                if p.B_transposed:
+                    pass  # it is packed
+                elif cols - c < width:
+                    pack(source, p.B_row, K, cols - c, panel)
+                elif rows <= TILE_ROWS:  # too few rows are not worth a copy
+                    B, B_k = source, p.B_row
                 else:
-                    narrow(
-                        A + done * p.A_row,
-                        p.A_row,
-                        A_k,
-                        B,
-                        B_k,
-                        K,
-                        C + done * C_row,
-                        C_row,
-                        k == 0,
-                        rows - done,
-                        soon,
-                        p.B_row,
-                        cols,
-                        later,
-                    )
+                    packing(A, p.A_row, A_k, source, p.B_row, K, C, C_row, k == 0, panel)
+                    tile_A, C, left = A + TILE_ROWS * p.A_row, C + TILE_ROWS * C_row, rows - TILE_ROWS
+                soon = p.B + (k + CHUNK + c // width * later) * p.B_row + col * size
+                if cols - c > lanes:
+                    wide(tile_A, p.A_row, A_k, B, B_k, K, C, C_row, k == 0, left, soon, p.B_row, cols, later)
+                else:
+                    narrow(tile_A, p.A_row, A_k, B, B_k, K, C, C_row, k == 0, left, soon, p.B_row, cols, later)
         call(p.finish, (p.finish_job, block, C_row, square, row, rows, col, cols))
 
     return product

@@ -19,7 +19,8 @@ def _apart(*names: str) -> np.dtype[np.void]:
 
 # the team of threads and what it runs (team.py)
 TEAM = _apart(
-    "first_ticket", "second_ticket", "done", "running", "items", "entry", "step", "program", "size", "members", "acquire", "release", "never", "quit"
+    "first_ticket", "second_ticket", "done", "running", "items", "entry", "step", "program", "size", "members",
+    "acquire", "release", "never", "quit",
 )  # fmt: skip
 MEMBER = _apart("asleep", "lock", "scratch")
 PROGRAM = _words("entries", "length", "stages", "first_step", "last_step")
@@ -32,7 +33,7 @@ PRODUCT = _words(
 SPLIT = _words("partials", "arrived", "steps")  # on the GPU: how a product's sums are cut over blocks
 FORWARD = _words("bias", "A", "A_row", "Z", "Z_row")
 HIDDEN = _words("saved", "saved_row", "dZ", "dZ_row")
-UPDATE = _words("parameter", "row", "hyper", "state")
+UPDATE = _words("parameter", "row", "hyper", "state1", "state2")
 COLUMN_SUM = _words("dZ", "dZ_row", "rows", "columns", update=UPDATE)
 FLAT_UPDATE = _words("gradient", "length", update=UPDATE)
 OUTPUT = _words("Z", "Z_row", "rows", "columns", "y", "y_row", "scale", "scale_step", "dZ", "dZ_row", "losses")

@@ -20,43 +20,53 @@ struct r_store {
     }
 };
 
-template <bool MOMENTUM, bool NESTEROV>
+template <bool AVERAGES, bool SQUARES, bool NESTEROV>
 struct Descent {
     template <int N>
     struct Before {
-        Vector<N> w, v;
+        Vector<N> w, v, s;
     };
-    char *parameter, *state;
-    real lr, momentum, decay;
+    char *parameter, *average, *square;
+    const real* hyper;
 
-    FUNCTION Descent(const UPDATE& p) : parameter((char*)p.parameter), state((char*)p.state) {
-        const real* hyper = (const real*)p.hyper;
-        lr = hyper[0], momentum = hyper[1], decay = hyper[2];
-    }
+    FUNCTION Descent(const UPDATE& p)
+        : parameter((char*)p.parameter), average((char*)p.state1), square((char*)(AVERAGES ? p.state2 : p.state1)),
+          hyper((const real*)p.hyper) {}
     template <int N>
     FUNCTION Before<N> before(int64 offset, int count) const {
         Before<N> old;
         old.w = read<N>(parameter + offset, count);
-        if (MOMENTUM) old.v = read<N>(state + offset, count);
+        if (AVERAGES) old.v = read<N>(average + offset, count);
+        if (SQUARES) old.s = read<N>(square + offset, count);
         return old;
     }
     template <int N>
-    FUNCTION void after(int64 offset, const Before<N>& old, const Vector<N>& g, int count) const {
-        Vector<N> w, v;
+    FUNCTION void after(int64 offset, const Before<N>& old, const Vector<N>& gradients, int count) const {
+        Vector<N> w, v, s;
 #pragma unroll
         for (int j = 0; j < N; j++) {
-            real step = fused(decay, old.w.at[j], g.at[j]);
-            if (MOMENTUM) {
-                v.at[j] = fused(momentum, old.v.at[j], step);
-                step = NESTEROV ? fused(momentum, v.at[j], step) : v.at[j];
+            const real old_w = old.w.at[j], l1 = hyper[L1];
+            const real g = fused(hyper[L2], old_w, gradients.at[j]) + select(old_w > 0, l1, select(old_w < 0, -l1, 0));
+            real u = g;
+            if (AVERAGES) {
+                const real beta = hyper[BETA1], scaled = hyper[GAIN1] * g;
+                v.at[j] = fused(beta, old.v.at[j], scaled);
+                u = NESTEROV ? fused(beta, v.at[j], scaled) : v.at[j];
             }
-            w.at[j] = fused(-lr, step, old.w.at[j]);
+            if (SQUARES) {
+                s.at[j] = fused(hyper[BETA2], old.s.at[j], hyper[GAIN2] * (g * g));
+                u = u / (root(s.at[j]) + hyper[EPSILON]);
+            }
+            w.at[j] = fused(-hyper[LEARNING_RATE], u, fused(-hyper[DECAY], old_w, old_w));
         }
-        if (MOMENTUM) write(state + offset, v, count);
+        if (AVERAGES) write(average + offset, v, count);
+        if (SQUARES) write(square + offset, s, count);
         write(parameter + offset, w, count);
     }
 };
 
-typedef Descent<false, false> r_sgd;
-typedef Descent<true, false> r_momentum;
-typedef Descent<true, true> r_nesterov;
+typedef Descent<false, false, false> r_sgd;
+typedef Descent<true, false, false> r_momentum;
+typedef Descent<true, false, true> r_nesterov;
+typedef Descent<false, true, false> r_rmsprop;
+typedef Descent<true, true, false> r_adam;

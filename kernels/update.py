@@ -1,14 +1,18 @@
 """What becomes of a gradient: it is stored, or it moves the parameters at once.
 
-A rule takes a vector of gradients g and the place of its parameters in an UPDATE record; `state` is laid out like the
-parameters.  hyper = [lr, momentum, weight_decay]:
+A rule takes a vector of gradients g and the place of its parameters in an UPDATE record; the states are laid out like the
+parameters.  Its numbers are those of names.HYPER; what a class of bpgpu/optim.py wants is said in them alone.
 
     store      parameter = g
-    sgd        w = w - lr (g + weight_decay w)
-    momentum   v = momentum v + (g + weight_decay w),  w = w - lr v                                  Polyak (1964)
-    nesterov   v as above,  w = w - lr ((g + weight_decay w) + momentum v)        Sutskever et al., ICML 2013
 
-Every "a b + c" above is one fma.
+    every other rule    g = (l2 w + g) + l1 sign(w),  then u, then  w = (w - decay w) - learning_rate u
+    sgd        u = g
+    momentum   v = beta1 v + gain1 g,  u = v                                                          Polyak (1964)
+    nesterov   v as above,  u = beta1 v + gain1 g                                Sutskever et al., ICML 2013
+    rmsprop    s = beta2 s + gain2 (g g),  u = g / (sqrt(s) + epsilon)      Hinton (2012); Adagrad: Duchi et al., JMLR 2011
+    adam       m = beta1 m + gain1 g,  s as above,  u = m / (sqrt(s) + epsilon)        Kingma and Ba, ICLR 2015
+
+Every a b + c, c + a b and c - a b above is one fma, the inner one first.  sign(0) = 0.
 """
 
 from __future__ import annotations
@@ -17,48 +21,73 @@ from collections.abc import Callable
 from typing import Any
 
 from .machine import GRAIN, Lanes
+from .names import HYPER, RULES
 from .records import FLAT_UPDATE, UPDATE, offset
 from .team import record
-from .vector import fma, load_splat, load_up_to, njit, store_up_to
+from .vector import fma, load_splat, load_up_to, njit, select, sqrt, store_up_to
 
 BLOCK = GRAIN["update"]
 
 
 def rule(V: Lanes, name: str) -> Any:
-    """apply(update record's address, offset in bytes, g, how many lanes count)."""
-    size = V.itemsize
-    momentum, nesterov = name in ("momentum", "nesterov"), name == "nesterov"
-
+    """begin(update record's address) gives what is the same for all; apply(that, offset in bytes, g, how many lanes count)."""
     if name == "store":
 
-        def apply(update: int, offset: int, g: Any, count: int) -> None:
-            store_up_to(V, record(UPDATE, update).parameter + offset, g, count)
+        @njit
+        def begin_store(update: int) -> Any:
+            return record(UPDATE, update).parameter
 
-    else:
+        @njit
+        def store(parameter: int, offset: int, g: Any, count: int) -> None:
+            store_up_to(V, parameter + offset, g, count)
 
-        def apply(update: int, offset: int, g: Any, count: int) -> None:
-            p = record(UPDATE, update)
-            w = load_up_to(V, p.parameter + offset, count)
-            lr, decay = load_splat(V, p.hyper), load_splat(V, p.hyper + 2 * size)
-            step = fma(decay, w, g)
-            if momentum:
-                mu = load_splat(V, p.hyper + size)
-                v = fma(mu, load_up_to(V, p.state + offset, count), step)
-                store_up_to(V, p.state + offset, v, count)
-                step = fma(mu, v, step) if nesterov else v
-            store_up_to(V, p.parameter + offset, fma(-lr, step, w), count)
+        return begin_store, store
 
-    return njit(apply)
+    LEARNING_RATE, L2, L1, DECAY, BETA1, GAIN1, BETA2, GAIN2, EPSILON = (i * V.itemsize for i in range(len(HYPER)))
+    averages, squares, nesterov = (
+        "velocity" in RULES[name] or "mean" in RULES[name],
+        "square" in RULES[name],
+        name == "nesterov",
+    )
+
+    @njit
+    def begin(update: int) -> Any:
+        p = record(UPDATE, update)
+        h = p.hyper
+        penalties = -load_splat(V, h + LEARNING_RATE), load_splat(V, h + L2), load_splat(V, h + L1), -load_splat(V, h + DECAY)
+        average = load_splat(V, h + BETA1), load_splat(V, h + GAIN1)
+        square = load_splat(V, h + BETA2), load_splat(V, h + GAIN2), load_splat(V, h + EPSILON)
+        return p.parameter, p.state1, p.state2 if averages else p.state1, penalties, average, square
+
+    @njit
+    def apply(begun: Any, offset: int, g: Any, count: int) -> None:
+        parameter, average, square, (minus_rate, l2, l1, minus_decay), (beta1, gain1), (beta2, gain2, epsilon) = begun
+        w = load_up_to(V, parameter + offset, count)
+        g = fma(l2, w, g) + select(w > 0.0, l1, select(w < 0.0, -l1, 0.0))
+        u = g
+        if averages:
+            scaled = gain1 * g
+            v = fma(beta1, load_up_to(V, average + offset, count), scaled)
+            store_up_to(V, average + offset, v, count)
+            u = fma(beta1, v, scaled) if nesterov else v
+        if squares:
+            s = fma(beta2, load_up_to(V, square + offset, count), gain2 * (g * g))
+            store_up_to(V, square + offset, s, count)
+            u = u / (sqrt(s) + epsilon)
+        store_up_to(V, parameter + offset, fma(minus_rate, u, fma(minus_decay, w, w)), count)
+
+    return begin, apply
 
 
 def update(V: Lanes, name: str) -> Callable[..., None]:
     """A whole flat gradient; the job is a FLAT_UPDATE record."""
-    apply, lanes, size, PARAMETERS = rule(V, name), V.lanes, V.itemsize, offset(FLAT_UPDATE, "update")
+    (begin, apply), lanes, size, PARAMETERS = rule(V, name), V.lanes, V.itemsize, offset(FLAT_UPDATE, "update")
 
     def update(job: int, scratch: int, step: int, item: int) -> None:
-        p = record(FLAT_UPDATE, job)
-        for i in range(item * BLOCK, min((item + 1) * BLOCK, p.length), lanes):
-            count = min(lanes, p.length - i)
-            apply(job + PARAMETERS, i * size, load_up_to(V, p.gradient + i * size, count), count)
+        p, begun = record(FLAT_UPDATE, job), begin(job + PARAMETERS)
+        gradient, length = p.gradient, p.length
+        for i in range(item * BLOCK, min((item + 1) * BLOCK, length), lanes):
+            count = min(lanes, length - i)
+            apply(begun, i * size, load_up_to(V, gradient + i * size, count), count)
 
     return update

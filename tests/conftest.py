@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import zlib
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
 
 from bpgpu.backend import Backend
 from bpgpu.cpu import CPUBackend
+from bpgpu.kernels.names import HYPER
 
 
 @pytest.fixture
@@ -31,3 +33,8 @@ def cpu(request: pytest.FixtureRequest) -> Backend:
 @pytest.fixture(params=["float32", "float64"])
 def dtype(request: pytest.FixtureRequest) -> np.dtype:
     return np.dtype(request.param)
+
+
+def hyper(dtype: Any, **numbers: float) -> np.ndarray:
+    """The numbers of an update by their names: 0 unless given, gain1 1."""
+    return np.array([{"gain1": 1.0, **numbers}.get(name, 0.0) for name in HYPER], dtype)

@@ -153,8 +153,8 @@ def test_an_edited_kernel_is_compiled_again(tmp_path: Path) -> None:
     first = python(TRAIN, copy, **cache)
     update = copy / "kernels" / "update.py"
     text = update.read_text()
-    assert text.count("fma(-lr, step, w)") == 1
-    update.write_text(text.replace("fma(-lr, step, w)", "fma(lr, step, w)"))
+    assert text.count("fma(minus_rate, u,") == 1
+    update.write_text(text.replace("fma(minus_rate, u,", "fma(minus_rate, -u,"))
     second = python(TRAIN, copy, **cache)
     assert "compiling" in second.stderr and second.stdout != first.stdout
     update.write_text(text)

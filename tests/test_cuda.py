@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +132,19 @@ def test_bits_do_not_depend_on_the_order_of_threads(order: str) -> None:
     compare(emulated(order), [40, 70, 30, 12], 37, activation="gelu", steps=2)
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_a_whole_run(momentum: float) -> None:
+OPTIMIZERS: dict[str, Callable[[], bpgpu.Optimizer]] = {
+    "sgd": lambda: bpgpu.SGD(0.1),
+    "momentum": lambda: bpgpu.SGD(0.1, 0.9, l1=0.01),
+    "scheduled": lambda: bpgpu.SGD(lambda t: 0.1 / (t + 1), 0.9, nesterov=True, rate_in_velocity=True),
+    "adam": lambda: bpgpu.Adam(0.01, weight_decay=0.01),
+    "adamw": lambda: bpgpu.AdamW(0.01, layer_rates=[1, 0.5], epsilon_hat=True),
+    "rmsprop": lambda: bpgpu.RMSprop(0.01, average_penalties=True, weight_decay=0.1),
+    "adagrad": lambda: bpgpu.Adagrad(0.1),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_whole_run(name: str) -> None:
     """fit: shuffles, gathered batches with a smaller one at the end, weights, recorded programs, validation, prediction."""
     rng = np.random.default_rng(0)
     X, weight = rng.standard_normal((70, 6)), rng.random(70)
@@ -141,7 +153,7 @@ def test_a_whole_run(momentum: float) -> None:
     for backend in (CPU, emulated()):
         net = bpgpu.MLP([6, 20, 3], backend=backend, seed=5)
         history = net.fit(
-            X, y, epochs=3, batch_size=16, optimizer=bpgpu.SGD(0.1, momentum), validation_data=(X, y), sample_weight=weight
+            X, y, epochs=3, batch_size=16, optimizer=OPTIMIZERS[name](), validation_data=(X, y), sample_weight=weight
         )
         results.append((np.array(net.theta), history, net.predict(X), net.predict_proba(X), net.evaluate(X, y)))
     (theta, history, labels, proba, score), (theta_2, history_2, labels_2, proba_2, score_2) = results
@@ -215,7 +227,7 @@ for dtype in ("float32", "float64"):
     net = bpgpu.MLP([37, 70, 21, 5], activation=["gelu", "tanh"], backend=CUDABackend(device), dtype=dtype)
     X, y = rng.standard_normal((21, 37)), rng.integers(0, 5, 21)
     net.gradient(X, y)
-    net.fit(X, y, epochs=1, batch_size=8, optimizer=bpgpu.SGD(0.1, 0.9), validation_data=(X, y), sample_weight=rng.random(21))
+    net.fit(X, y, epochs=1, batch_size=8, optimizer=bpgpu.Adam(0.1), validation_data=(X, y), sample_weight=rng.random(21))
     net.predict_proba(X)
 print("clean")
 """

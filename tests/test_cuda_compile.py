@@ -15,6 +15,7 @@ import pytest
 
 from bpgpu import ACTIVATIONS, cuda
 from bpgpu.kernels.cuda_source import source
+from bpgpu.kernels.names import RULES
 from bpgpu.tiles import TILES
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
@@ -28,7 +29,7 @@ Job = tuple[str, str | None, tuple[str, ...], dict[str, int]]
 
 def jobs(*, every: bool) -> list[Job]:
     """Kernel, dtype, options, sizes: a representative few, or every one with the heaviest of its options."""
-    heaviest = {"dense_forward": "gelu", "hidden_delta": "gelu", "dense_gradient": "nesterov"}
+    heaviest = {"dense_forward": "gelu", "hidden_delta": "gelu", "dense_gradient": "adam"}
     largest = {**TILES["float32"][0].macros, "ALIGNED": 1}
     found: list[Job] = [(name, "float32", (heaviest[name],), largest) for name in PRODUCTS]
     found += [("output_delta", "float64", ("huber", "gelu", "targets"), {"THREADS": 32})]
@@ -39,7 +40,7 @@ def jobs(*, every: bool) -> list[Job]:
             found += [(name, dtype, (heaviest[name],), tile) for name in PRODUCTS for tile in tiles]
             found += [("dense_forward", dtype, (a,), tiles[0]) for a in ACTIVATIONS]
             found += [("activate", dtype, ("softmax",), {"THREADS": 32}), ("total", dtype, (), {"THREADS": 32})]
-            found += [("update", dtype, (r,), {"THREADS": 256}) for r in ("sgd", "nesterov")]
+            found += [("update", dtype, (r,), {"THREADS": 256}) for r in RULES]
             found += [("output_delta", dtype, ("cross_entropy", "softmax", t), {"THREADS": 32}) for t in ("labels", "targets")]
     return found
 

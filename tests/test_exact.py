@@ -19,7 +19,7 @@ from typing import Any
 import llvmlite.binding as llvm
 import numpy as np
 import pytest
-from conftest import cpu_backend
+from conftest import cpu_backend, hyper
 from llvmlite import ir
 from numba import njit
 from numba.core import types
@@ -27,6 +27,7 @@ from numba.extending import intrinsic
 
 import bpgpu
 from bpgpu.backend import ACTIVATIONS, Backend
+from bpgpu.kernels.names import RULES
 
 Array = np.ndarray[Any, Any]
 BORDER = 256  # of the contract, not taken from the library
@@ -90,14 +91,23 @@ def column_sums(D: Array) -> Array:
 
 
 @njit
-def descend(w: Array, g: Array, v: Array, lr: Any, mu: Any, decay: Any, momentum: bool, nesterov: bool) -> None:
-    """The rules of kernels/update.py's docstring: every a b + c one fma."""
+def descend(w: Array, g: Array, first: Array, second: Array, rule: str, h: Array) -> None:
+    """The rules of kernels/update.py's docstring: every a b + c one fma, the inner one first."""
+    lr, l2, l1, decay, beta1, gain1, beta2, gain2, epsilon = h[0], h[1], h[2], h[3], h[4], h[5], h[6], h[7], h[8]
     for i in range(w.size):
-        step = fma(decay, w[i], g[i])
-        if momentum:
-            v[i] = fma(mu, v[i], step)
-            step = fma(mu, v[i], step) if nesterov else v[i]
-        w[i] = fma(-lr, step, w[i])
+        sign = w.dtype.type(1) if w[i] > 0 else w.dtype.type(-1) if w[i] < 0 else w.dtype.type(0)
+        step = fma(l2, w[i], g[i]) + l1 * sign
+        u = step
+        if rule == "momentum" or rule == "nesterov" or rule == "adam":
+            first[i] = fma(beta1, first[i], gain1 * step)
+            u = fma(beta1, first[i], gain1 * step) if rule == "nesterov" else first[i]
+        if rule == "adam":
+            second[i] = fma(beta2, second[i], gain2 * (step * step))
+            u = u / (np.sqrt(second[i]) + epsilon)
+        if rule == "rmsprop":
+            first[i] = fma(beta2, first[i], gain2 * (step * step))
+            u = u / (np.sqrt(first[i]) + epsilon)
+        w[i] = fma(-lr, u, fma(-decay, w[i], w[i]))
 
 
 def rounded(q: Fraction, bits: int, smallest: int) -> float:
@@ -216,22 +226,30 @@ def test_products(shape: tuple[int, int, int], dtype: np.dtype, cpu: Backend, rn
         assert_same_bits(db, column_sums(dZ), "db")
 
 
-RULES = {"sgd": (0.0, 0.01), "momentum": (0.9, 0.01), "nesterov": (0.9, 0.003)}  # momentum and weight decay
+NUMBERS = {"learning_rate": 0.05, "l2": 0.01, "l1": 0.003, "decay": 0.002, "beta1": 0.9, "gain1": 0.7, "beta2": 0.99}
+NUMBERS |= {"gain2": 0.02, "epsilon": 1e-6}
+
+
+def states(rng: np.random.Generator, *shape: int, dtype: Any) -> tuple[Array, Array]:
+    """Two arrays that any rule may keep: its square has no negative numbers."""
+    return abs(numbers(rng, *shape, dtype=dtype)), abs(numbers(rng, *shape, dtype=dtype))
 
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("length", [1, 7, 16, 33, 257, 8191, 8193, 40_000])
 def test_update(rule: str, length: int, dtype: np.dtype, cpu: Backend, rng: np.random.Generator) -> None:
-    w, g, v = (numbers(rng, length, dtype=dtype) for _ in range(3))
-    hyper = np.array([0.05, *RULES[rule]], dtype)
-    expected_w, expected_v = w.copy(), v.copy()
-    descend(expected_w, g, expected_v, *hyper, rule != "sgd", rule == "nesterov")
-    with fenced(dtype, w.shape, w.shape) as (moved, velocity):
-        moved[:], velocity[:] = w, v
-        cpu.update(moved, g, rule, hyper, None if rule == "sgd" else velocity)
-        assert_same_bits(moved, expected_w, "w")
-        assert_same_bits(velocity, expected_v if rule != "sgd" else v, "v")
-    assert not np.array_equal(w, expected_w)
+    w, g = (numbers(rng, length, dtype=dtype) for _ in range(2))
+    w[::5] = 0
+    kept, h = states(rng, length, dtype=dtype), hyper(dtype, **NUMBERS)
+    expected = [w.copy(), *(s.copy() for s in kept)]
+    descend(expected[0], g, *expected[1:], rule, h)
+    with fenced(dtype, *[w.shape] * 3) as moved:
+        for target, source in zip(moved, (w, *kept), strict=True):
+            target[:] = source
+        cpu.update(moved[0], g, rule, h, moved[1 : 1 + len(RULES[rule])])
+        for name, got, wanted in zip(("w", "first", "second"), moved, expected, strict=True):
+            assert_same_bits(got, wanted, name)
+    assert not np.array_equal(w, expected[0])
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -242,24 +260,24 @@ def test_dense_update_is_gradient_then_update(
     n, i, o = shape
     X, dZ = numbers(rng, n, i, dtype=dtype), numbers(rng, n, o, dtype=dtype)
     W, b = numbers(rng, i, o, dtype=dtype), numbers(rng, o, dtype=dtype)
-    vW, vb = numbers(rng, i, o, dtype=dtype), numbers(rng, o, dtype=dtype)
-    momentum, decay = RULES[rule]
-    hyper = np.array([[0.05, momentum, decay], [0.03, momentum / 2, 0.0]], dtype)  # two rows that must not be mixed up
-    expected = [a.copy() for a in (W, b, vW, vb)]
+    (W1, W2), (b1, b2) = states(rng, i, o, dtype=dtype), states(rng, o, dtype=dtype)
+    h = np.array([hyper(dtype, **NUMBERS), hyper(dtype, **{k: v / 2 for k, v in NUMBERS.items()})])  # not to be mixed up
+    start, count = (W, b, W1, b1, W2, b2), len(RULES[rule])
+    expected = [a.copy() for a in start]
     dW, db = cpu.dense_gradient(X, dZ)
-    descend(expected[0].ravel(), dW.ravel(), expected[2].ravel(), *hyper[0], rule != "sgd", rule == "nesterov")
-    descend(expected[1], db, expected[3], *hyper[1], rule != "sgd", rule == "nesterov")
-    by_hand = [a.copy() for a in (W, b, vW, vb)]
-    cpu.update(by_hand[0].ravel(), dW.ravel(), rule, hyper[0], None if rule == "sgd" else by_hand[2].ravel())
-    cpu.update(by_hand[1], db, rule, hyper[1], None if rule == "sgd" else by_hand[3])
+    descend(expected[0].ravel(), dW.ravel(), expected[2].ravel(), expected[4].ravel(), rule, h[0])
+    descend(expected[1], db, expected[3], expected[5], rule, h[1])
+    by_hand = [a.copy() for a in start]
+    cpu.update(by_hand[0].ravel(), dW.ravel(), rule, h[0], [by_hand[2 + 2 * s].ravel() for s in range(count)])
+    cpu.update(by_hand[1], db, rule, h[1], [by_hand[3 + 2 * s] for s in range(count)])
     with fenced(dtype, *(a.shape for a in expected)) as folded:
-        for target, source in zip(folded, (W, b, vW, vb), strict=True):
+        for target, source in zip(folded, start, strict=True):
             target[:] = source
-        cpu.dense_update(X, dZ, folded[0], folded[1], rule, hyper, None if rule == "sgd" else (folded[2], folded[3]))
-        for name, got, hand, wanted in zip(("W", "b", "vW", "vb"), folded, by_hand, expected, strict=True):
-            if rule != "sgd" or not name.startswith("v"):
-                assert_same_bits(got, wanted, name)
-                assert_same_bits(hand, wanted, name)
+        pairs = [(folded[2 + 2 * s], folded[3 + 2 * s]) for s in range(count)]
+        cpu.dense_update(X, dZ, folded[0], folded[1], rule, h, pairs)
+        for name, got, hand, wanted in zip(("W", "b", "W1", "b1", "W2", "b2"), folded, by_hand, expected, strict=True):
+            assert_same_bits(got, wanted, name)
+            assert_same_bits(hand, wanted, name)
 
 
 @pytest.mark.parametrize("length", [1, 2, 255, 256, 257, 512, 513, 1000])
@@ -359,7 +377,7 @@ def test_subnormals_and_negative_zeros_are_kept(dtype: np.dtype, cpu: Backend) -
         small = cpu.activate(np.full((1, 5), 8 * least, dtype), name)
         assert (small > 0).all(), f"{name} flushes subnormals"
     w = np.full(5, 2 * least, dtype)
-    cpu.update(w, np.full(5, least, dtype), "sgd", np.array([1, 0, 0], dtype))
+    cpu.update(w, np.full(5, least, dtype), "sgd", hyper(dtype, learning_rate=1))
     assert (w == least).all()
 
 
@@ -434,12 +452,12 @@ def test_program_is_its_steps(runs: list[tuple[int, int]], dtype: np.dtype, cpu:
     """run(0, N) is N single runs, and both are the operations called one by one."""
     X, order = numbers(rng, 40, 9, dtype=dtype), rng.permutation(40)[:36]
     W, b, v = numbers(rng, 9, 5, dtype=dtype), np.zeros(5, dtype), (np.zeros((9, 5), dtype), np.zeros(5, dtype))
-    hyper = np.array([[0.001, 0.9, 0.01], [0.001, 0.9, 0]], dtype)
+    h = np.array([hyper(dtype, learning_rate=0.001, beta1=0.9, l2=l2) for l2 in (0.01, 0)])
 
     def step(t: int, batch: Array, A: Array, W: Array, b: Array, v: tuple[Array, Array], totals: Array) -> None:
         cpu.dense_forward(batch, W, b, "tanh", A=A)
         cpu.total(A[0], totals)
-        cpu.dense_update(batch, A, W, b, "momentum", hyper, v)
+        cpu.dense_update(batch, A, W, b, "momentum", h, [v])
 
     W1, b1, v1 = W.copy(), b.copy(), (v[0].copy(), v[1].copy())
     expected = np.zeros(6, dtype)
@@ -489,7 +507,7 @@ def late_add(address, value):
 team.atomic_exchange, team.atomic_add = late_exchange, late_add
 from bpgpu.cpu import CPUBackend
 X, W, b = np.ones((30, 3), "f4"), np.ones((3, 40), "f4"), np.zeros(40, "f4")
-w, g, hyper = np.zeros(50_000, "f4"), np.ones(50_000, "f4"), np.array([1, 0, 0], "f4")
+w, g, hyper = np.zeros(50_000, "f4"), np.ones(50_000, "f4"), np.array([1, 0, 0, 0, 0, 1, 0, 0, 0], "f4")
 A, steps = np.empty((30, 40), "f4"), 0
 for threads in (2, 3):
     backend = CPUBackend(threads=threads)
@@ -596,12 +614,12 @@ for dtype in ("float32", "float64"):
     for b in (CPUBackend(threads=1), CPUBackend(threads=2)):
       for n, i, o in ((1, 1, 1), (5, 7, 3), (33, 257, 19), (6, 16, 16), (7, 33, 15), (300, 17, 31), (2, 64, 65), (193, 3, 9)):
         X, W, bias, Z, D, S = new(n, i), new(i, o), new(o), new(n, o), new(n, o), new(n, i)
-        v, hyper = (new(i, o), new(o)), edge(np.array([[.1, .9, .01]] * 2, dtype), at_end)
+        v, hyper = (new(i, o), new(o)), edge(np.full((2, 9), .1, dtype), at_end)
         b.dense_forward(X, W, bias, "relu", A=new(n, o), Z=Z)
         b.hidden_delta(D, W, S, "relu", dZ_below=new(n, i))
         b.dense_gradient(X, D, dW=new(i, o), db=new(o))
-        b.dense_update(X, D, W, bias, "momentum", hyper, v)
-        b.update(new(o), new(o), "sgd", edge(np.array([.1, 0, 0], dtype), at_end))
+        b.dense_update(X, D, W, bias, "adam", hyper, [v, (new(i, o), new(o))])
+        b.update(new(o), new(o), "adam", edge(np.full(9, .1, dtype), at_end), [new(o), new(o)])
         b.activate(Z, "relu", A=new(n, o)); b.activate(Z, "softmax", A=new(n, o))
         labels = edge(rng.integers(0, o, n), at_end)
         for scale in (new(1), new(n)):
@@ -627,7 +645,7 @@ def test_nothing_beyond_an_array_is_touched() -> None:
 def seam_calls() -> dict[str, Callable[[Backend], object]]:
     """Calls that must raise ValueError or TypeError: wrong shapes, dtypes, layouts, names."""
     one, row = np.ones((4, 6), "f4"), np.ones(6, "f4")
-    W, hyper = np.ones((6, 6), "f4"), np.ones((2, 3), "f4")
+    W, hyper = np.ones((6, 6), "f4"), np.ones((2, 9), "f4")
     wide = np.ones((4, 12), "f4")
     readonly = np.ones(6, "f4")
     readonly.flags.writeable = False
@@ -653,12 +671,16 @@ def seam_calls() -> dict[str, Callable[[Backend], object]]:
         "scale shape": lambda b: b.output_delta(one, labels, scale=np.ones(3, "f4")),
         "scale dtype": lambda b: b.output_delta(one, labels, scale=np.ones(4, "f8")),
         "losses shape": lambda b: b.output_delta(one, labels, losses=np.ones(3, "f4")),
-        "rule": lambda b: b.update(row.copy(), row, "adam", hyper[0]),
+        "rule": lambda b: b.update(row.copy(), row, "adagrad", hyper[0]),
         "no velocity": lambda b: b.update(row.copy(), row, "momentum", hyper[0]),
-        "velocity shape": lambda b: b.update(row.copy(), row, "momentum", hyper[0], row[:5].copy()),
-        "velocity dtype": lambda b: b.update(row.copy(), row, "momentum", hyper[0], row.astype("f8")),
-        "velocity not C": lambda b: b.update(row.copy(), row, "momentum", hyper[0], np.ones(12, "f4")[::2]),
-        "one velocity": lambda b: b.dense_update(one, one, W.copy(), row.copy(), "momentum", hyper, (W.copy(),)),
+        "velocity shape": lambda b: b.update(row.copy(), row, "momentum", hyper[0], [row[:5].copy()]),
+        "velocity dtype": lambda b: b.update(row.copy(), row, "momentum", hyper[0], [row.astype("f8")]),
+        "velocity not C": lambda b: b.update(row.copy(), row, "momentum", hyper[0], [np.ones(12, "f4")[::2]]),
+        "one velocity": lambda b: b.dense_update(one, one, W.copy(), row.copy(), "momentum", hyper, [(W.copy(),)]),
+        "no square": lambda b: b.update(row.copy(), row, "adam", hyper[0], [row.copy()]),
+        "velocity of nothing": lambda b: b.update(row.copy(), row, "sgd", hyper[0], [row.copy()]),
+        "numbers": lambda b: b.update(row.copy(), row, "sgd", np.ones(3, "f4")),
+        "numbers of b": lambda b: b.dense_update(one, one, W.copy(), row.copy(), "sgd", hyper[:1]),
         "parameter read-only": lambda b: b.update(readonly, row, "sgd", hyper[0]),
         "A read-only": lambda b: b.activate(readonly[None].copy(), "relu", A=readonly[None]),
         "gather dtypes": lambda b: b.gather(one, order[:4], one.astype("f8")),

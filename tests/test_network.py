@@ -307,7 +307,7 @@ def test_fit_with_weights_is_its_steps() -> None:
     sgd = SGD(0.1, momentum=0.5)
     for s in range(0, 60, 7):
         if s == 14:  # train_step refuses such a batch; all that moves is the velocity
-            velocity = stepped.trainer(sgd).velocity
+            velocity = stepped.trainer(sgd).states["velocity"]
             velocity *= np.float32(0.5)
             stepped.theta -= np.float32(0.1) * velocity
         else:
@@ -410,7 +410,7 @@ def test_every_epoch_has_an_order_of_its_own() -> None:
             ends.append(float(net.predict(X[:1])[0]))
 
     for _ in range(4):
-        net.fit(X, y, epochs=3, batch_size=1, optimizer=SGD(0.5), callback=callback)
+        net.fit(X, y, epochs=3, batch_size=1, optimizer=SGD(0.5), callbacks=callback)
     assert len(set(ends)) > 6 and set(ends) <= set(y), "the last examples of twelve epochs"
     net.fit(X, y, epochs=1, batch_size=1, optimizer=SGD(0.5), shuffle=False)
     assert net.predict(X[:1])[0] == 49
@@ -518,7 +518,7 @@ def test_losses_of_the_history(reduction: str) -> None:
 def test_progress() -> None:
     net, (X, y) = small(), blobs()
     seen: list[bpgpu.Progress] = []
-    history = net.fit(X, y, epochs=3, batch_size=7, validation_data=(X, y), callback=seen.append)
+    history = net.fit(X, y, epochs=3, batch_size=7, validation_data=(X, y), callbacks=seen.append)
     assert [p.epoch for p in seen if p.epoch_ended] == [0, 1, 2] and all(p.history is history for p in seen)
     for earlier, later in itertools.pairwise(seen):
         assert (earlier.epoch, earlier.examples) < (later.epoch, later.examples)
@@ -529,12 +529,12 @@ def test_progress() -> None:
 def test_callback_stops() -> None:
     X, y = blobs()
     net, short = small(), small()
-    history = net.fit(X, y, epochs=50, batch_size=16, callback=lambda p: p.epoch_ended and p.epoch == 1)
+    history = net.fit(X, y, epochs=50, batch_size=16, callbacks=lambda p: p.epoch_ended and p.epoch == 1)
     short.fit(X, y, epochs=2, batch_size=16)
     assert len(history.loss) == 2 == net.epochs_trained and digest(net.theta) == digest(short.theta)
-    stopped = net.fit(X, y, epochs=5, batch_size=1, callback=lambda p: True)
+    stopped = net.fit(X, y, epochs=5, batch_size=1, callbacks=lambda p: True)
     assert stopped.loss == [] and stopped.best_epoch is None and net.epochs_trained == 2
-    assert len(net.fit(X, y, epochs=2, callback=lambda p: 1 if p.epoch_ended else None).loss) == 2, "only True ends it"
+    assert len(net.fit(X, y, epochs=2, callbacks=lambda p: 1 if p.epoch_ended else None).loss) == 2, "only True ends it"
 
 
 def overfitting() -> tuple[MLP, tuple[Array, Array], tuple[Array, Array]]:
@@ -562,7 +562,7 @@ def test_restore_best(how: str) -> None:
         return False
 
     options: dict[str, Any] = {"epochs": 12, "batch_size": 8, "validation_data": validation, "restore_best": True}
-    options |= {"optimizer": SGD(0.3, momentum=0.9), "callback": callback}
+    options |= {"optimizer": SGD(0.3, momentum=0.9), "callbacks": callback}
     if how in ("to the end", "callback"):
         history = net.fit(*train, **options)
         best = int(np.argmax(history.validation_accuracy))
@@ -582,7 +582,7 @@ def test_restore_best(how: str) -> None:
 def test_without_restore_best_the_last_weights_stay() -> None:
     net, train, validation = overfitting()
     last: list[Array] = []
-    net.fit(*train, epochs=5, batch_size=8, validation_data=validation, callback=lambda p: last.append(net.theta.copy()))
+    net.fit(*train, epochs=5, batch_size=8, validation_data=validation, callbacks=lambda p: last.append(net.theta.copy()))
     assert digest(net.theta) == digest(last[-1])
 
 
@@ -595,7 +595,7 @@ def test_keyboard_interrupt_leaves_a_usable_network(moment: str) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        net.fit(X, y, epochs=5, batch_size=1, optimizer=sgd, callback=callback)
+        net.fit(X, y, epochs=5, batch_size=1, optimizer=sgd, callbacks=callback)
     assert np.isfinite(net.theta).all() and net.epochs_trained in (1, 2)
     before = digest(net.theta)
     net.evaluate(X, y)
@@ -652,7 +652,7 @@ def test_divergence_with_restore_best() -> None:
             net.theta[:] = net.theta * 1e30
 
     with pytest.raises(bpgpu.Diverged):
-        net.fit(X, y, epochs=5, batch_size=7, optimizer=sgd, restore_best=True, callback=faster)
+        net.fit(X, y, epochs=5, batch_size=7, optimizer=sgd, restore_best=True, callbacks=faster)
     assert digest(net.theta) == digest(good[0])
 
 
@@ -791,7 +791,7 @@ def test_fit_needs_no_memory_per_epoch() -> None:
 
     tracemalloc.start()
     try:
-        net.fit(X, y, epochs=13, batch_size=10, callback=callback)
+        net.fit(X, y, epochs=13, batch_size=10, callbacks=callback)
     finally:
         tracemalloc.stop()
     assert seen[-1] - seen[2] < net.theta.nbytes, "ten epochs leave less than one copy of theta"
@@ -986,7 +986,7 @@ FITS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "validation of three": (
         {"validation_data": (GOOD_X, GOOD_Y, np.ones(60))}, (TypeError, ValueError), "validation_data"  # type: ignore[dict-item]
     ),
-    "callback": ({"callback": 3}, TypeError, "callback"),
+    "callbacks": ({"callbacks": 3}, TypeError, "callbacks"),
 }  # fmt: skip
 
 
