@@ -277,7 +277,8 @@ def fit(
         identity = {
             "layers": list(net.layers), "activations": list(net.activations), "loss": net.loss, "dtype": net.dtype.name,
             "output_activation": net.output_activation, "reduction": net.reduction, "seed": net.seed,
-            "optimizer": type(optimizer).__name__, "batch_size": int(batch_size), "shuffle": bool(shuffle), "examples": len(X),
+            "dropout": list(net.dropout), "optimizer": type(optimizer).__name__, "batch_size": int(batch_size),
+            "shuffle": bool(shuffle), "examples": len(X),
             "data": [None if array is None else _checksum(net.backend.to_numpy(array)) for array in (X, targets, weight)],
         }  # fmt: skip
     data = Epochs(trainer, X, net.backend.asarray(targets), weight, int(batch_size))

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from .backend import DTYPES, Array, Backend, check_pair, get_backend
-from .checks import as_labels, as_matrix, as_numbers, as_targets, as_weights, nearest
+from .checks import amount, as_labels, as_matrix, as_numbers, as_targets, as_weights, nearest
 from .kernels.names import ACTIVATIONS, LOSSES, SAVES_Z
 from .optim import Optimizer
 from .random import WEIGHTS, check_seed, uniform
@@ -81,7 +81,9 @@ class MLP:
     reduction          L is the "mean" (weighted, if examples have weights) or the "sum" of C^n over the examples
     backend            "cpu", "cuda", "auto", "numpy" or a Backend
     dtype              "float32" or "float64"
-    seed               of the initial weights and the shuffles: the same seed gives the same bits on any machine
+    seed               of the initial weights, the shuffles and dropout: the same seed gives the same bits on any machine
+    dropout            share of the hidden units that each training step leaves out (Srivastava et al., JMLR 2014), or a list
+                       for the inputs and each hidden layer; train_step and fit alone do so, the rest uses all units
 
     theta is one flat array {w1, w2, ..., b1, b2, ...}; weights[l] (i, o) and biases[l] (o) are views of it.
     """
@@ -97,6 +99,7 @@ class MLP:
         backend: str | Backend = "cpu",
         dtype: Any = "float32",
         seed: int = 0,
+        dropout: float | Sequence[float] = 0.0,
     ) -> None:
         self.layers = _check_layers(layers)
         self.activations = _check_activations(activation, len(self.layers) - 2)
@@ -108,6 +111,7 @@ class MLP:
         self.reduction = nearest(reduction, ("mean", "sum"), "reduction")
         self.dtype = _check_dtype(dtype)
         self.seed = check_seed(seed)
+        self.dropout = _check_dropout(dropout, len(self.activations))
         self.backend = get_backend(backend)
         self.classes: tuple[str, ...] | None = None  # names of the labels, kept with the model
         self.epochs_trained = 0
@@ -383,3 +387,13 @@ def _check_activations(activation: str | Sequence[str], hidden: int) -> tuple[st
     if len(names) != hidden:
         raise ValueError(f"{len(names)} activations for {hidden} hidden layers; expected one name, or one for each")
     return names
+
+
+def _check_dropout(dropout: float | Sequence[float], hidden: int) -> tuple[float, ...]:
+    rates = dropout if isinstance(dropout, (list, tuple)) else (0.0, *[dropout] * max(hidden, 1))
+    for rate in rates:
+        if amount("dropout", rate) >= 1:
+            raise ValueError(f"dropout is {rate!r}; expected less than 1, for example 0.5")
+    if isinstance(dropout, (list, tuple)) and len(rates) != 1 + hidden:
+        raise ValueError(f"{len(rates)} rates of dropout; expected one number, or {1 + hidden}: inputs, then each hidden layer")
+    return tuple(amount("dropout", rate) for rate in rates[: 1 + hidden])
