@@ -219,6 +219,24 @@ class Backend(ABC):
         _hyper(sizes(spec, parameter, gradient, hyper, *states))
         self._update(parameter, gradient, rule, hyper, states)
 
+    def dropout(self, A: Array, rate: float, key: Array, layer: int, *, target: Array = None) -> Array:
+        """Dropout:  target = A / (1 - rate) where the mask of (seed, layer, step) keeps an element, 0 elsewhere.
+
+        A (n, u) gives target (n, u), which may be A; 0 < rate < 1; key int64 (2): the bits of the seed, and the number of the
+        first step, to which Program.run's is added.  The same call on a delta is the backward pass.
+        """
+        sizes("A n u, =target n u", A, target)
+        if not 0 < rate < 1:
+            raise ValueError(f"the dropout rate is {rate!r}; expected a number between 0 and 1")
+        if key.shape != (2,) or key.dtype != np.int64 or not 0 <= layer < 1 << 20:
+            raise ValueError(
+                f"dropout takes an int64 key (2) and a layer from 0 to 2^20 - 1, got {key.dtype} {key.shape}, {layer}"
+            )
+        check_layout("key", key, written=False)
+        target = self.empty(A.shape, A.dtype) if target is None else target
+        self._dropout(A, float(rate), key, layer, target)
+        return target
+
     def gather(self, source: Array, order: Array, target: Array) -> None:
         """A batch:  target[k] = source[order[step * len(target) + k]],  step counted by Program.run (0 outside of one).
 
@@ -262,6 +280,8 @@ class Backend(ABC):
     def _dense_update(self, X: Array, dZ: Array, W: Array, b: Array, rule: str, hyper: Array, states: States) -> None: ...
     @abstractmethod
     def _update(self, parameter: Array, gradient: Array, rule: str, hyper: Array, states: Sequence[Array]) -> None: ...
+    @abstractmethod
+    def _dropout(self, A: Array, rate: float, key: Array, layer: int, target: Array) -> None: ...
     @abstractmethod
     def _gather(self, source: Array, order: Array, target: Array) -> None: ...
     @abstractmethod

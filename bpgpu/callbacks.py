@@ -214,6 +214,8 @@ class Checkpoint(Callback):
     def on_fit_begin(self, progress: Progress) -> None:
         if not self.path.parent.is_dir():
             raise FileNotFoundError(f"the checkpoint {self.path}: there is no directory {self.path.parent}; create it first")
+        for left in self.path.parent.glob(f".{self.path.name}.*"):  # of a process that was killed while it wrote
+            left.unlink(missing_ok=True)
         self._last = time.monotonic()
 
     def on_batch_end(self, progress: Progress) -> None:
@@ -231,10 +233,9 @@ class Checkpoint(Callback):
         try:
             progress.save(self.path)
         except OSError as error:
+            why = error.strerror or error
             raise OSError(
-                error.errno,
-                f"the checkpoint cannot be written ({error.strerror}); the network keeps what was learned",
-                str(self.path),
+                f"the checkpoint {self.path} cannot be written ({why}); the network keeps what was learned so far"
             ) from error
         self._last = time.monotonic()
 

@@ -20,11 +20,10 @@ from .data import Data, load_data, mnist10k
 from .files import load
 from .fitting import Diverged
 from .kernels.names import ACTIVATIONS, LOSSES
+from .labels import CLASSIFIES
 from .mlp import MLP
 from .optim import SGD
 from .random import SPLIT, permutation
-
-CLASSIFIES = ("cross_entropy", "binary_cross_entropy")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -17,7 +17,7 @@ from .backend import Backend, get_backend
 if TYPE_CHECKING:
     from .mlp import MLP
 
-_FIELDS = ("layers", "activations", "loss", "output_activation", "reduction", "seed", "epochs_trained", "classes")
+_FIELDS = ("layers", "activations", "loss", "output_activation", "reduction", "seed", "epochs_trained", "classes", "dropout")
 
 
 def save(
@@ -73,6 +73,7 @@ def load(path: str | os.PathLike[str], backend: str | Backend = "cpu") -> MLP:
         net = MLP(
             a["layers"], activation=a["activations"], loss=a["loss"], output_activation=a["output_activation"],
             reduction=a["reduction"], dtype=tensors["weights.0"].dtype, seed=a["seed"], backend=backend,
+            dropout=a.get("dropout", 0.0),
         )  # fmt: skip
         net.epochs_trained, net.classes = int(a["epochs_trained"]), tuple(a["classes"]) if a["classes"] else None
     except (KeyError, TypeError, ValueError) as error:

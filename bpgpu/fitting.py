@@ -15,6 +15,7 @@ import numpy as np
 from .backend import Array
 from .callbacks import Best, Callback, Callbacks, as_callbacks
 from .checks import as_matrix, as_weights
+from .labels import class_weights, smoothed
 from .optim import SGD, Optimizer
 from .random import SHUFFLE, permutation
 from .training import Epochs, Trainer
@@ -236,6 +237,8 @@ def fit(
     optimizer: Optimizer | None,
     validation_data: tuple[Any, Any] | None,
     sample_weight: Any,
+    class_weight: Any,
+    label_smoothing: float,
     shuffle: bool,
     restore_best: bool,
     callbacks: Callbacks,
@@ -245,6 +248,8 @@ def fit(
 
     validation_data  (X, y): loss and accuracy on it after each epoch
     sample_weight    (n,), none negative
+    class_weight     {label: weight}, a weight for each class, or "balanced": the weight of an example is multiplied by it
+    label_smoothing  the share of each target that is spread over all classes (Szegedy et al., CVPR 2016)
     shuffle          a new order each epoch, a function of the network's seed and the number of epochs it has trained
     restore_best     leave the weights of the best epoch (by validation accuracy, else validation loss, else loss), also
                      when Ctrl-C or an error ends the training; without it those of the last step (an EarlyStopping among
@@ -262,6 +267,11 @@ def fit(
     X = net._inputs(X)
     targets = net.targets(y, len(X))
     weight = None if sample_weight is None else as_weights(sample_weight, n=len(X), dtype=net.dtype)
+    if class_weight is not None:
+        of_class = class_weights(net, targets, class_weight)
+        weight = as_weights(of_class if weight is None else of_class * weight, n=len(X), dtype=net.dtype)
+    if label_smoothing:
+        targets = smoothed(net, targets, label_smoothing)
     told = sorted(as_callbacks(callbacks), key=lambda callback: callback.saves)  # what is saved has seen everything
     if not any(isinstance(callback, Best) for callback in told):
         told.insert(0, Best(restore=restore_best))
@@ -277,7 +287,8 @@ def fit(
         identity = {
             "layers": list(net.layers), "activations": list(net.activations), "loss": net.loss, "dtype": net.dtype.name,
             "output_activation": net.output_activation, "reduction": net.reduction, "seed": net.seed,
-            "optimizer": type(optimizer).__name__, "batch_size": int(batch_size), "shuffle": bool(shuffle), "examples": len(X),
+            "dropout": list(net.dropout), "optimizer": type(optimizer).__name__, "batch_size": int(batch_size),
+            "shuffle": bool(shuffle), "examples": len(X),
             "data": [None if array is None else _checksum(net.backend.to_numpy(array)) for array in (X, targets, weight)],
         }  # fmt: skip
     data = Epochs(trainer, X, net.backend.asarray(targets), weight, int(batch_size))

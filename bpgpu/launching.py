@@ -14,6 +14,7 @@ import numpy as np
 
 from .backend import Array, Backend, States
 from .kernels import records
+from .random import DROPOUT, threshold
 
 Record = np.ndarray[Any, Any]  # of shape (), one of the dtypes of kernels/records.py
 
@@ -115,6 +116,13 @@ class KernelBackend(Backend):
         )  # fmt: skip
         options = loss, activation, "labels" if y.ndim == 1 else "targets"
         self._launch("output_delta", Z.dtype.name, options, job, len(Z), Z, y, scale, dZ, losses)
+
+    def _dropout(self, A: Array, rate: float, key: Array, layer: int, target: Array) -> None:
+        job = new_record(
+            records.DROPOUT, source=self.address(A), target=self.address(target), length=A.size, key=self.address(key),
+            stream=DROPOUT + (layer << 40), threshold=threshold(rate), scale=np.float64(1 / (1 - rate)).view(np.int64),
+        )  # fmt: skip
+        self._launch("dropout", A.dtype.name, (), job, -(-A.size // 8), A, key, target)
 
     def _gather(self, source: Array, order: Array, target: Array) -> None:
         job = new_record(

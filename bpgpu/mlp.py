@@ -16,11 +16,13 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from . import initializers
 from .backend import DTYPES, Array, Backend, check_pair, get_backend
-from .checks import as_labels, as_matrix, as_numbers, as_targets, as_weights, nearest
+from .checks import amount, as_labels, as_matrix, as_numbers, as_targets, as_weights, nearest
+from .initializers import Initializer
 from .kernels.names import ACTIVATIONS, LOSSES, SAVES_Z
 from .optim import Optimizer
-from .random import WEIGHTS, check_seed, uniform
+from .random import check_seed
 
 if TYPE_CHECKING:
     from .callbacks import Callbacks
@@ -29,9 +31,6 @@ if TYPE_CHECKING:
 
 BLOCK = 1024  # rows that go through the network at a time in predict and evaluate; results do not depend on it
 _OUTPUTS = {"cross_entropy": "softmax", "binary_cross_entropy": "sigmoid"}
-# sqrt of the numerator of the uniform limit sqrt(c / fan): He et al. (2015) for the relu family, LeCun (1998) for selu,
-# Glorot and Bengio (2010), c = 6 over fan_in + fan_out, for the others
-_HE = frozenset({"relu", "leaky_relu", "elu", "gelu", "silu"})
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,11 @@ class MLP:
     reduction          L is the "mean" (weighted, if examples have weights) or the "sum" of C^n over the examples
     backend            "cpu", "cuda", "auto", "numpy" or a Backend
     dtype              "float32" or "float64"
-    seed               of the initial weights and the shuffles: the same seed gives the same bits on any machine
+    seed               of the initial weights, the shuffles and dropout: the same seed gives the same bits on any machine
+    dropout            share of the hidden units that each training step leaves out (Srivastava et al., JMLR 2014), or a list
+                       for the inputs and each hidden layer; train_step and fit alone do so, the rest uses all units
+    initializer        of the weights: "auto" (by the activation), "glorot_uniform", "he_normal", "lecun_uniform", ...,
+                       "orthogonal", or a function of the shape (i, o) and a NumPy Generator; see bpgpu.initializers
 
     theta is one flat array {w1, w2, ..., b1, b2, ...}; weights[l] (i, o) and biases[l] (o) are views of it.
     """
@@ -97,6 +100,8 @@ class MLP:
         backend: str | Backend = "cpu",
         dtype: Any = "float32",
         seed: int = 0,
+        dropout: float | Sequence[float] = 0.0,
+        initializer: str | Initializer = "auto",
     ) -> None:
         self.layers = _check_layers(layers)
         self.activations = _check_activations(activation, len(self.layers) - 2)
@@ -108,10 +113,11 @@ class MLP:
         self.reduction = nearest(reduction, ("mean", "sum"), "reduction")
         self.dtype = _check_dtype(dtype)
         self.seed = check_seed(seed)
+        self.dropout = _check_dropout(dropout, len(self.activations))
         self.backend = get_backend(backend)
         self.classes: tuple[str, ...] | None = None  # names of the labels, kept with the model
         self.epochs_trained = 0
-        self._theta = self.backend.asarray(self._initial_theta())
+        self._theta = self.backend.asarray(self._initial_theta(initializers.check(initializer)))
         weights, biases = self.views(self._theta)
         self.weights, self.biases = Views(weights), Views(biases)
         self._trainers: WeakKeyDictionary[Optimizer, Trainer] = WeakKeyDictionary()
@@ -145,14 +151,12 @@ class MLP:
             start += o
         return weights, biases
 
-    def _initial_theta(self) -> np.ndarray[Any, Any]:
-        """Biases 0, weights uniform in +-limit, the limit chosen so that z keeps its size from layer to layer."""
+    def _initial_theta(self, initializer: str | Initializer) -> np.ndarray[Any, Any]:
+        """Biases 0, weights as initializers.py makes them."""
         theta = np.zeros(sum(i * o + o for i, o in self.shapes), self.dtype)
         weights, _ = self.views(theta)
-        for l, (i, o) in enumerate(self.shapes):
-            name = self.activations[l] if l < len(self.activations) else self.output_activation
-            limit = math.sqrt(6 / i if name in _HE else 3 / i if name == "selu" else 6 / (i + o))
-            weights[l][:] = uniform(self.seed, WEIGHTS + l, (i, o), limit, self.dtype)
+        for l, (W, name) in enumerate(zip(weights, (*self.activations, self.output_activation), strict=True)):
+            W[:] = initializers.weights(initializer, name, self.seed, l, W.shape, self.dtype)
         return theta
 
     # -- both passes -----------------------------------------------------------------------------------------------------
@@ -213,6 +217,8 @@ class MLP:
         optimizer: Optimizer | None = None,
         validation_data: tuple[Any, Any] | None = None,
         sample_weight: Any = None,
+        class_weight: Any = None,
+        label_smoothing: float = 0.0,
         shuffle: bool = True,
         restore_best: bool = False,
         callbacks: Callbacks = None,
@@ -223,7 +229,8 @@ class MLP:
 
         return fit(
             self, X, y, epochs=epochs, batch_size=batch_size, optimizer=optimizer, validation_data=validation_data,
-            sample_weight=sample_weight, shuffle=shuffle, restore_best=restore_best, callbacks=callbacks, resume=resume,
+            sample_weight=sample_weight, class_weight=class_weight, label_smoothing=label_smoothing, shuffle=shuffle,
+            restore_best=restore_best, callbacks=callbacks, resume=resume,
         )  # fmt: skip
 
     def trainer(self, optimizer: Optimizer) -> Trainer:
@@ -383,3 +390,13 @@ def _check_activations(activation: str | Sequence[str], hidden: int) -> tuple[st
     if len(names) != hidden:
         raise ValueError(f"{len(names)} activations for {hidden} hidden layers; expected one name, or one for each")
     return names
+
+
+def _check_dropout(dropout: float | Sequence[float], hidden: int) -> tuple[float, ...]:
+    rates = dropout if isinstance(dropout, (list, tuple)) else (0.0, *[dropout] * max(hidden, 1))
+    for rate in rates:
+        if amount("dropout", rate) >= 1:
+            raise ValueError(f"dropout is {rate!r}; expected less than 1, for example 0.5")
+    if isinstance(dropout, (list, tuple)) and len(rates) != 1 + hidden:
+        raise ValueError(f"{len(rates)} rates of dropout; expected one number, or {1 + hidden}: inputs, then each hidden layer")
+    return tuple(amount("dropout", rate) for rate in rates[: 1 + hidden])

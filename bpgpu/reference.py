@@ -15,6 +15,7 @@ import numpy as np
 
 from .backend import Backend, Program, States
 from .kernels.names import HYPER
+from .random import DROPOUT, mask
 
 Array = np.ndarray[Any, Any]
 erf = np.vectorize(math.erf, otypes=[float])
@@ -147,6 +148,14 @@ class NumPyBackend(Backend):
 
     def _update(self, parameter: Array, gradient: Array, rule: str, hyper: Array, states: Sequence[Array]) -> None:
         self._do(lambda step: descend(parameter, gradient, rule, hyper, states))
+
+    def _dropout(self, A: Array, rate: float, key: Array, layer: int, target: Array) -> None:
+        def drop(step: int) -> None:
+            seed, first = (int(number) for number in key.view(np.uint64))
+            kept = mask(seed, DROPOUT + (layer << 40) + first + step, A.shape, rate)
+            target[:] = np.where(kept, A * A.dtype.type(1 / (1 - rate)), 0)
+
+        self._do(drop)
 
     def _gather(self, source: Array, order: Array, target: Array) -> None:
         n = len(target)

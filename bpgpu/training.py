@@ -37,6 +37,9 @@ class Step:
             b.write(self.scale, net.scale(n))
         self.losses = b.empty((n,), net.dtype)
         self.a = [self.X, *(b.empty((n, o), net.dtype) for o in units[1:])]
+        self.kept = [
+            b.empty(a.shape, net.dtype) if rate else a for a, rate in zip(self.a, net.dropout, strict=False)
+        ]  # of dropout
         hidden = zip(units[1:-1], net.activations, strict=True)
         self.z = [b.empty((n, o), net.dtype) if f in SAVES_Z else None for o, f in hidden]
         self.delta = [b.empty((n, o), net.dtype) for o in units[1:]]
@@ -46,7 +49,9 @@ class Step:
         net, b, last = self.net, self.net.backend, len(self.net.weights) - 1
         for l in range(last + 1):
             f, Z = (net.activations[l], self.z[l]) if l < last else ("identity", None)
-            b.dense_forward(self.a[l], net.weights[l], net.biases[l], f, A=self.a[l + 1], Z=Z)
+            if net.dropout[l]:
+                b.dropout(self.a[l], net.dropout[l], trainer.key, l, target=self.kept[l])
+            b.dense_forward(self.kept[l], net.weights[l], net.biases[l], f, A=self.a[l + 1], Z=Z)
         b.output_delta(
             self.a[-1], self.y, net.loss, net.output_activation,
             scale=self.scale, dZ=self.delta[last], losses=self.losses,
@@ -54,9 +59,11 @@ class Step:
         for l in range(last, 0, -1):
             saved = self.a[l] if self.z[l - 1] is None else self.z[l - 1]
             b.hidden_delta(self.delta[l], net.weights[l], saved, net.activations[l - 1], dZ_below=self.delta[l - 1])
+            if net.dropout[l]:
+                b.dropout(self.delta[l - 1], net.dropout[l], trainer.key, l, target=self.delta[l - 1])
         with b.together():
             for l in range(last + 1):
-                trainer.record_update(l, self.a[l], self.delta[l])
+                trainer.record_update(l, self.kept[l], self.delta[l])
             b.total(self.losses, losses)
 
 
@@ -67,6 +74,7 @@ class Trainer:
         self.net, self.rule = net, ""
         self.hyper = net.backend.empty((len(net.weights), 2, len(HYPER)), net.dtype)
         self.losses = net.backend.empty((1,), net.dtype)
+        self.key = net.backend.asarray(np.array([net.seed, 0], np.uint64).view(np.int64))  # of dropout: seed, first step
         self.states: dict[str, Array] = {}  # each like theta
         self.steps_taken = 0
         self.written: dict[str, Any] = {}  # the optimizer's attributes when `hyper` was written
@@ -99,6 +107,11 @@ class Trainer:
             self.net.backend.write(self.hyper, numbers[0])
             self.written = present
 
+    def aim(self, first: int) -> None:
+        """Let the masks of dropout be those of steps first, first + 1, ..."""
+        if any(self.net.dropout):
+            self.net.backend.write(self.key, np.array([self.net.seed, first], np.uint64).view(np.int64))
+
     def forget(self) -> None:
         """Start again from rest."""
         self.steps_taken = 0
@@ -120,6 +133,7 @@ class Trainer:
         b.write(step.X, X)
         b.write(step.y, y)
         b.write(step.scale, scale)
+        self.aim(self.steps_taken)
         program.run()
         self.steps_taken += 1
         return float(b.to_numpy(self.losses)[0])
@@ -191,6 +205,7 @@ class Epochs:
                 (self.programs[0], 0, self.full) if first < self.full else (self.programs[-1], self.full, last)
             )
             count = min(steps_a_call, min(end, last) - first)
+            self.trainer.aim(self.trainer.steps_taken - (first - begin))
             begun = time.perf_counter()
             program.run(first - begin, count)
             seconds = time.perf_counter() - begun

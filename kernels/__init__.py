@@ -22,6 +22,7 @@ _MAKERS = {
     "activate": ("output_delta", "activate"),
     "total": ("output_delta", "total"),
     "gather": ("gather", "gather"),
+    "dropout": ("dropout", "dropout"),
     "lead": ("team", "leader"),
     "follow": ("team", "follower"),
 }

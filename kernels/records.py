@@ -39,6 +39,7 @@ FLAT_UPDATE = _words("gradient", "length", update=UPDATE)
 OUTPUT = _words("Z", "Z_row", "rows", "columns", "y", "y_row", "scale", "scale_step", "dZ", "dZ_row", "losses")
 ACTIVATE = _words("Z", "Z_row", "rows", "columns", "A", "A_row")
 GATHER = _words("source", "row_bytes", "order", "rows", "target")
+DROPOUT = _words("source", "target", "length", "key", "stream", "threshold", "scale")
 TOTAL = _words("numbers", "length", "target", "target_step")
 STEP = _words("step")  # on the GPU: where the number of the step is
 

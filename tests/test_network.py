@@ -631,6 +631,23 @@ def test_divergence_leaves_finite_weights(batch_size: int, epochs: int, optimize
     assert np.isfinite(net.theta).all()
 
 
+@pytest.mark.parametrize(("rate", "where"), [(1e10, "though every layer is finite"), (1e22, "outputs"), (3e38, "weights")])
+def test_divergence_says_the_step_and_the_layer(rate: float, where: str) -> None:
+    """Found by hand, step by step, the same."""
+    (net, X, y), (by_hand, _, _), sgd = hopeless(), hopeless(), SGD(rate, momentum=0.9)
+    with pytest.raises(bpgpu.Diverged) as error:
+        net.fit(X, y, epochs=1, batch_size=4, optimizer=SGD(rate, momentum=0.9), shuffle=False)
+    for s in range(0, 60, 4):
+        if not np.isfinite(by_hand.gradient(X[s : s + 4], y[s : s + 4])[0]):
+            break
+        by_hand.train_step(X[s : s + 4], y[s : s + 4], sgd)
+    assert f"in step {s // 4 + 1} of epoch 1" in one_sentence(error) and where in str(error.value)
+    if where != "though every layer is finite":
+        a = by_hand.forward(X[s : s + 4]).a
+        bad = [not np.isfinite(by_hand.weights[l] if where == "weights" else a[l + 1]).all() for l in (0, 1)]
+        assert f"first in the {where} of layer {bad.index(True) + 1} of 2" in str(error.value)
+
+
 def test_after_divergence_a_smaller_rate_helps() -> None:
     """As the message advises: the velocity must not carry infinities on."""
     net, X, y = hopeless()
