@@ -60,7 +60,7 @@ def philox(counter: Any, key0: Any, key1: Any) -> Any:
 
 def dropout(V: Lanes) -> Callable[..., None]:
     """The kernel for one dtype; its job is a DROPOUT record."""
-    one, size = Lanes(V.dtype, 1, 1), V.itemsize
+    one, size = Lanes(V.dtype, 1, 1, 1), V.itemsize
     LOW, HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 
     @njit
