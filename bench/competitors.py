@@ -66,8 +66,8 @@ def bpgpu_many(network: Network, threads: int) -> Run:
     trainer.prepare(optimizer)
     epochs = Epochs(trainer, X, y, None, network.batch)
     epochs.begin(np.arange(len(X)))
-    program, available = epochs.programs[0]
-    steps = min(available, max(1, int(SLICE_SECONDS * 100e9 / network.flops)))
+    program = epochs.programs[0][0]
+    steps = min(epochs.full, max(1, int(SLICE_SECONDS * 100e9 / network.flops)))
     return Run(lambda: program.run(0, steps), lambda: net.weights, steps, lambda: program.run(0, 1))
 
 

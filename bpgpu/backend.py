@@ -10,6 +10,7 @@ runs the whole list for step = first, first + 1, ...: one call for many training
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 from abc import ABC, abstractmethod
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from .checks import nearest
+from .checks import nearest, on_gpu
 from .kernels.names import ACTIVATIONS, LOSSES, RULES
 
 Array = Any  # a NumPy array on "cpu" and "numpy", a CuPy array on "cuda"
@@ -44,6 +45,17 @@ class Program(ABC):
 
     @abstractmethod
     def _run(self, first_step: int, steps: int) -> None: ...
+
+
+class Buffer:
+    """Room on the device for rows of an array on the host, filled beside the operations that are under way."""
+
+    def __init__(self, backend: Backend, shape: tuple[int, ...], dtype: Any) -> None:
+        self.array = backend.empty(shape, dtype)
+
+    def fill(self, source: np.ndarray[Any, Any], order: np.ndarray[Any, Any]) -> None:
+        """array[k] = source[order[k]]:  begins when all is done that was issued before the last Backend.join."""
+        np.take(source, order, axis=0, out=self.array[: len(order)])
 
 
 class Backend(ABC):
@@ -100,6 +112,28 @@ class Backend(ABC):
     @abstractmethod
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
         """The array on the host; no copy where it is there already."""
+
+    def adopt(self, array: Any, name: str) -> Any:
+        """What a caller gives: an array on a GPU becomes one of this backend's, without a copy; all else stays as it is.
+
+        TypeError: this backend does not compute on that GPU.
+        """
+        if on_gpu(array):
+            raise TypeError(
+                f"{name} is on a GPU, and this network's backend {self.name!r} computes on the host; "
+                f"pass {name}.get() or {name}.cpu(), or make the network with backend='cuda'"
+            )
+        return array
+
+    def free_bytes(self) -> float:
+        """How much memory new arrays may take: without limit on the host, whose own limits are not ours to guess."""
+        return math.inf
+
+    def buffer(self, shape: tuple[int, ...], dtype: Any) -> Buffer:
+        return Buffer(self, shape, dtype)
+
+    def join(self) -> None:  # noqa: B027  on the host a buffer is full when fill returns
+        """Operations issued from here on find the buffers full whose filling has begun."""
 
     # -- operations --------------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .backend import Array, Program
-from .checks import as_matrix, as_weights
+from .checks import on_gpu
 from .kernels.names import SAVES_Z
 from .optim import SGD
 from .random import SHUFFLE, permutation
@@ -24,6 +24,7 @@ from .random import SHUFFLE, permutation
 if TYPE_CHECKING:
     from .mlp import MLP
 
+SLAB_BYTES = 1 << 26  # of a data set that is larger than the device should hold: what is copied there at a time
 SLICE_SECONDS = 0.1  # how long a replay may take before Python looks at Ctrl-C and reports progress
 
 
@@ -76,6 +77,13 @@ class Step:
         room = [b.empty((n * max(units[1:]),), net.dtype) for _ in range(2)]  # deltas of two neighbouring layers
         self.delta = [room[l % 2][: n * o].reshape(n, o) for l, o in enumerate(units[1:])]
 
+    @staticmethod
+    def bytes_each(net: MLP, labels: bool, weighted: bool) -> int:
+        """How much memory the arrays take for each example of the batch."""
+        units = net.layers
+        numbers = sum(units) + net.saved_z + 2 * max(units[1:]) + 1 + weighted + (0 if labels else units[-1])
+        return numbers * net.dtype.itemsize + 8 * labels
+
     def record(self, losses: Array, trainer: Trainer) -> None:
         """Issue the operations of the step; L of step t goes to losses[t]."""
         net, b, last = self.net, self.net.backend, len(self.net.weights) - 1
@@ -116,21 +124,22 @@ class Trainer:
         net = self.net
         net.backend.write(self.hyper, optimizer.hyper(net.dtype))
         if self.rule != optimizer.rule:
+            if optimizer.rule != "sgd" and self.velocity is None:
+                self.velocity = net.backend.asarray(np.zeros(net.theta.shape, net.dtype))
             self.rule = optimizer.rule
             self._steps.clear()
-            if self.rule != "sgd" and self.velocity is None:
-                self.velocity = net.backend.asarray(np.zeros(net.theta.shape, net.dtype))
 
     def forget(self) -> None:
         """Start again from rest."""
         if self.velocity is not None:
             self.net.backend.write(self.velocity, np.zeros(self.net.theta.shape, self.net.dtype))
 
-    def step(self, optimizer: SGD, X: Array, y: np.ndarray[Any, Any], scale: np.ndarray[Any, Any]) -> float:
+    def step(self, optimizer: SGD, X: Array, y: Array, scale: np.ndarray[Any, Any]) -> float:
         """One step on one batch (arrays as the network's checks leave them); the loss before the step."""
         self.prepare(optimizer)
         b, key = self.net.backend, (len(X), y.ndim, len(scale) > 1)
         if key not in self._steps:
+            self.net.check_room(len(X), Step.bytes_each(self.net, y.ndim == 1, len(scale) > 1))
             step = Step(self.net, len(X), y.ndim == 1, len(scale) > 1)
             with b.capture() as program:
                 step.record(self.losses, self)
@@ -144,38 +153,100 @@ class Trainer:
 
 
 class Epochs:
-    """The recorded steps of whole epochs over one data set: full batches, and the smaller one at the end if there is one."""
+    """The recorded steps of whole epochs over one data set: full batches, and the smaller one at the end if there is one.
+
+    X and y stay on the device, or come there slab by slab where they would not fit: the steps gather their batches from one
+    of two slabs while the other one is filled.  `slab` is the number of rows of a slab, all of them if the data stay.
+    """
 
     def __init__(self, trainer: Trainer, X: Array, y: Array, weight: np.ndarray[Any, Any] | None, batch_size: int) -> None:
         net, b = trainer.net, trainer.net.backend
         self.net, self.weight, self.n, self.batch = net, weight, len(X), min(batch_size, len(X))
         self.full, self.rest = divmod(self.n, self.batch)
+        self.slab = self._rows_of_slab(X, y)
+        self.resident = self.slab == self.n
         self.order = b.empty((self.n,), np.int64)
         self.losses = b.empty((self.full + (self.rest > 0),), net.dtype)
         self.scale = b.empty((self.n,), net.dtype)
         ascending = b.asarray(np.arange(self.n))
-        self.programs: list[tuple[Program, int]] = []
+        if self.resident:
+            sources = [(b.asarray(X), b.asarray(y))]
+        else:
+            self.host = X, b.to_numpy(y) if on_gpu(y) else y
+            self.slabs = [[b.buffer((self.slab, *part.shape[1:]), part.dtype) for part in self.host] for _ in range(2)]
+            sources = [(X_slab.array, y_slab.array) for X_slab, y_slab in self.slabs]
+            b.write(self.order, np.arange(self.n) % self.slab)  # in a slab the examples are in order
+        self.programs: list[list[Program]] = []  # of full batches and of the smaller one, for each of the sources
         for start, n, steps in ((0, self.batch, self.full), (self.full * self.batch, self.rest, 1)):
             if n == 0:
                 continue
             step = Step(net, n, y.ndim == 1, weight is not None)
             losses = self.losses[:steps] if start == 0 else self.losses[steps * self.full :]
-            with b.capture() as program:
-                b.gather(X, self.order[start:], step.X)
-                b.gather(y, self.order[start:], step.y)
-                if weight is not None:
-                    b.gather(self.scale[start:], ascending[: n * steps], step.scale)
-                step.record(losses, trainer)
-            self.programs.append((program, steps))
+            self.programs.append([])
+            for X_source, y_source in sources:
+                with b.capture() as program:
+                    b.gather(X_source, self.order[start:], step.X)
+                    b.gather(y_source, self.order[start:], step.y)
+                    if weight is not None:
+                        b.gather(self.scale[start:], ascending[: n * steps], step.scale)
+                    step.record(losses, trainer)
+                self.programs[-1].append(program)
+
+    def _rows_of_slab(self, X: Array, y: Array) -> int:
+        """How many rows of X and y are to be on the device at a time.  MemoryError: not even two batches have room."""
+        net = self.net
+        free, row = net.backend.free_bytes(), (X.nbytes + y.nbytes) // self.n
+        each = Step.bytes_each(net, y.ndim == 1, self.weight is not None)
+        besides = 3 * net.theta.nbytes + self.n * (16 + net.dtype.itemsize)  # copies of theta; order, losses and the like
+        batches = (self.batch + self.rest) * each
+        if on_gpu(X) or besides + batches + self.n * row <= free:
+            net.check_room(self.batch + self.rest, each, besides)
+            return self.n
+        net.check_room(self.batch, 2 * (each + row), besides)
+        room = min(SLAB_BYTES, (free - besides - batches) // 2)
+        return max(1, int(room // (self.batch * row))) * self.batch
 
     def begin(self, order: np.ndarray[Any, Any]) -> None:
         """Set the order of the coming epoch, and with it the weights of the examples in their batches."""
         b = self.net.backend
-        b.write(self.order, order)
+        if self.resident:
+            b.write(self.order, order)
+        else:
+            self.order_on_host = order
         if self.weight is not None:
             ordered = self.weight[order]
             batches = [self.net.normalized(ordered[s : s + self.batch]) for s in range(0, self.n, self.batch)]
             b.write(self.scale, np.concatenate(batches))
+
+    def slices(self) -> Iterator[tuple[int, int | None]]:
+        """Run the epoch, some steps a call; yields how many examples are done, and the first step whose loss is not finite."""
+        b, steps_a_call, examples = self.net.backend, 1, 0
+        b.join()
+        self._fill(0)
+        for number, start in enumerate(range(0, self.n, self.slab)):
+            b.join()
+            next_is_filled, end = False, min(start + self.slab, self.n)
+            pieces = [(start // self.batch, end // self.batch, self.batch), (0, int(end == self.n), self.rest)]
+            for programs, (first, last, n) in zip(self.programs, pieces, strict=False):
+                while first < last:
+                    count, begun = min(steps_a_call, last - first), time.perf_counter()
+                    programs[number % len(programs)].run(first, count)
+                    if not next_is_filled:
+                        self._fill(number + 1)
+                        next_is_filled = True
+                    first, examples = first + count, examples + count * n
+                    bad = self.first_bad_step(examples)  # waits for a device that works on its own
+                    seconds = time.perf_counter() - begun
+                    steps_a_call = max(1, min(4 * steps_a_call, int(count * SLICE_SECONDS / max(seconds, 1e-9))))
+                    yield examples, bad
+
+    def _fill(self, number: int) -> None:
+        """Begin to bring slab `number` of the present order to the device, if there is one."""
+        if not self.resident:
+            rows = self.order_on_host[number * self.slab : (number + 1) * self.slab]
+            for buffer, source in zip(self.slabs[number % 2], self.host, strict=True):
+                if len(rows):
+                    buffer.fill(source, rows)
 
     def first_bad_step(self, examples: int) -> int | None:
         """The first step of this epoch, of those for these examples, whose loss is not finite."""
@@ -212,24 +283,28 @@ def fit(
                      when Ctrl-C or an error ends the training; without it those of the last step
     callback         called with a Progress some times a second and after each epoch; True ends the training
 
-    Raises Diverged when the loss is no longer finite; ValueError and TypeError before any work if an argument is wrong.
+    X and y may be on the GPU already.  From the host they are copied there once, or, if they are larger than the free memory
+    of the GPU, slab by slab while it computes: the results are the same.
+
+    Raises Diverged when the loss is no longer finite; ValueError and TypeError before any work if an argument is wrong, and
+    MemoryError if the GPU has no room for such a batch.
     """
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
         if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} is {value!r}; expected a positive integer")
-    X = net._inputs(X)
+    X = net.matrix(X)
     targets = net.targets(y, len(X))
-    weight = None if sample_weight is None else as_weights(sample_weight, n=len(X), dtype=net.dtype)
+    weight = None if sample_weight is None else net.sample_weights(sample_weight, len(X))
     if callback is not None and not callable(callback):
         raise TypeError(f"callback is a {type(callback).__name__}; expected a function of one Progress")
     if validation_data is not None:
         if not isinstance(validation_data, (tuple, list)) or len(validation_data) != 2:
             raise TypeError("validation_data must be a pair (X, y)")
-        net.targets(validation_data[1], len(as_matrix(validation_data[0], dtype=net.dtype, width=net.layers[0])))
+        net.targets(validation_data[1], len(net.matrix(validation_data[0])))
     optimizer = optimizer or SGD(0.05, momentum=0.9)
     trainer = net.trainer(optimizer)
     trainer.prepare(optimizer)
-    run = Epochs(trainer, X, net.backend.asarray(targets), weight, batch_size)
+    run = Epochs(trainer, X, targets, weight, batch_size)
     history, best, good = History(), Best(net, restore_best), net.backend.copy(net.theta)
 
     def diverged(what: str) -> Diverged:
@@ -251,8 +326,7 @@ def fit(
                 done = Progress(epoch, epochs, examples, epochs * run.n, loss, ended, history)
                 return callback is not None and callback(done) is True
 
-            for examples in _slices(run):
-                step = run.first_bad_step(examples)
+            for examples, step in run.slices():
                 if step != 0:  # the weights before this epoch have given a finite loss
                     good = before
                 if step is not None:
@@ -275,21 +349,6 @@ def fit(
     finally:
         best.restore()
     return history
-
-
-def _slices(run: Epochs) -> Iterator[int]:
-    """Run the epoch, some steps a call; yields how many examples are done."""
-    examples, steps_a_call = 0, 1
-    for (program, steps), n in zip(run.programs, (run.batch, run.rest), strict=False):
-        first = 0
-        while first < steps:
-            count = min(steps_a_call, steps - first)
-            begun = time.perf_counter()
-            program.run(first, count)
-            seconds = time.perf_counter() - begun
-            first, examples = first + count, examples + count * n
-            steps_a_call = max(1, min(4 * steps_a_call, int(count * SLICE_SECONDS / max(seconds, 1e-9))))
-            yield examples
 
 
 class Best:

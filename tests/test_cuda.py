@@ -19,7 +19,8 @@ from bpgpu import cuda
 from bpgpu.backend import BackendUnavailable
 from bpgpu.cpu import CPUBackend
 from bpgpu.cuda import CUDABackend
-from tests.emulator import EmulatedDevice, available
+from tests.emulator import available
+from tests.emulator.gpu import GPU, GPUArray
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=f"no emulator here: {available()}")
 CPU = CPUBackend(threads=1)
@@ -31,16 +32,20 @@ def emulated(order: str = "ascending", tile: dict[str, int] | None = None) -> CU
     """The CUDA backend on the emulator, kept for the length of the tests; `tile` forces one of the tiles of products."""
     key = order, tile is cuda.LARGE
     if key not in _backends:
-        backend = CUDABackend(EmulatedDevice(order=order))
+        backend = CUDABackend(GPU(order=order))
         if tile is not None:
             backend.tile = lambda dtype, rows, cols: tile  # type: ignore[method-assign]
         _backends[key] = backend
     return _backends[key]
 
 
+def host(array: Any) -> np.ndarray:
+    return array.get() if isinstance(array, GPUArray) else np.asarray(array)
+
+
 def same(a: Any, b: Any) -> bool:
     """The same bits, but any NaN is as good as another."""
-    a, b = np.asarray(a), np.asarray(b)
+    a, b = host(a), host(b)
     integer = {4: np.int32, 8: np.int64}[a.itemsize]
     equal = a.view(integer) == b.view(integer)
     return a.dtype == b.dtype and a.shape == b.shape and bool((equal | (np.isnan(a) & np.isnan(b))).all())
@@ -141,7 +146,7 @@ def test_a_whole_run(momentum: float) -> None:
         history = net.fit(
             X, y, epochs=3, batch_size=16, optimizer=bpgpu.SGD(0.1, momentum), validation_data=(X, y), sample_weight=weight
         )
-        results.append((np.array(net.theta), history, net.predict(X), net.predict_proba(X), net.evaluate(X, y)))
+        results.append((host(net.theta), history, net.predict(X), net.predict_proba(X), net.evaluate(X, y)))
     (theta, history, labels, proba, score), (theta_2, history_2, labels_2, proba_2, score_2) = results
     assert same(theta, theta_2) and same(proba, proba_2) and (labels == labels_2).all() and score == score_2
     assert history.loss == history_2.loss and history.validation_loss == history_2.validation_loss
@@ -158,7 +163,7 @@ def test_models_move_between_backends(tmp_path: Path) -> None:
         net.save(tmp_path / "m.safetensors")
         net = bpgpu.load(tmp_path / "m.safetensors", backend=second)
         net.fit(X, y, epochs=2, batch_size=8, optimizer=bpgpu.SGD(0.1))
-        ends.append(np.array(net.theta))
+        ends.append(host(net.theta))
     assert same(ends[0], ends[1]) and same(ends[0], ends[2])
 
 
@@ -206,10 +211,10 @@ def test_address_and_undefined_behaviour_sanitizers() -> None:
     code = """
 import numpy as np, bpgpu
 from bpgpu.cuda import CUDABackend
-from tests.emulator import EmulatedDevice
+from tests.emulator.gpu import GPU
 rng = np.random.default_rng(0)
 for dtype in ("float32", "float64"):
-    device = EmulatedDevice(sanitize=True)
+    device = GPU(sanitize=True)
     net = bpgpu.MLP([37, 70, 21, 5], activation=["gelu", "tanh"], backend=CUDABackend(device), dtype=dtype)
     X, y = rng.standard_normal((21, 37)), rng.integers(0, 5, 21)
     net.gradient(X, y)
