@@ -26,6 +26,7 @@ from .kernels.names import ACTIVATIONS, LOSSES, RULES
 Array = Any  # a NumPy array on "cpu" and "numpy", a CuPy array on "cuda"
 
 DTYPES = ("float32", "float64")
+PRECISIONS = ("exact", "tf32", "bf16")  # of products; bpgpu/fast.py states the errors of the last two
 
 
 class BackendUnavailable(RuntimeError):
@@ -128,6 +129,20 @@ class Backend(ABC):
     def free_bytes(self) -> float:
         """How much memory new arrays may take: without limit on the host, whose own limits are not ours to guess."""
         return math.inf
+
+    def at(self, precision: str, dtype: Any) -> Backend:
+        """This backend with products of a precision of PRECISIONS, for networks of a dtype.
+
+        ValueError: it has no such products.  BackendUnavailable: what they need is not installed.
+        """
+        if nearest(precision, PRECISIONS, "precision") == "exact":
+            return self
+        if np.dtype(dtype) != np.float32:
+            raise ValueError(f"precision {precision!r} goes with dtype 'float32', not {np.dtype(dtype).name!r}")
+        return self._at(precision)
+
+    def _at(self, precision: str) -> Backend:
+        raise ValueError(f"precision {precision!r} is for GPUs; the backend {self.name!r} computes with precision='exact'")
 
     def buffer(self, shape: tuple[int, ...], dtype: Any) -> Buffer:
         return Buffer(self, shape, dtype)

@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of initial weights, shuffles and splits")
     add("--backend", default="cpu", help="cpu, cuda, auto or numpy")
     add("--dtype", default="float32", help="float32 or float64")
+    add("--precision", default="exact", help="of products: exact, or on a GPU the faster tf32 or bf16")
     add("--output", default="bpgpu-model.safetensors", metavar="FILE", help="where the model goes")
 
     predict = commands.add_parser(
@@ -152,7 +153,8 @@ def _network(options: argparse.Namespace, data: Data) -> MLP:
     names = options.activation.split(",")
     net = MLP(
         (data.X.shape[1], *options.hidden, outputs), activation=names[0] if len(names) == 1 else names, loss=loss,
-        output_activation=options.output_activation, backend=options.backend, dtype=options.dtype, seed=options.seed,
+        output_activation=options.output_activation, backend=options.backend, dtype=options.dtype,
+        precision=options.precision, seed=options.seed,
     )  # fmt: skip
     net.classes = data.classes
     return net

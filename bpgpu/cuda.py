@@ -23,7 +23,7 @@ from .launching import KernelBackend, Record, new_record
 
 SMALL = {"BM": 64, "BN": 64, "TM": 4, "TN": 4, "THREADS": 256}  # tiles of a product; results do not depend on them
 LARGE = {"BM": 128, "BN": 64, "TM": 8, "TN": 4, "THREADS": 256}
-THREADS = {"update": 256, "column_sum": 128, "gather": 128, "activate": 32, "output_delta": 32, "total": 32}
+THREADS = {"update": 256, "column_sum": 128, "gather": 128, "activate": 32, "amplify": 128, "output_delta": 32, "total": 32}
 OPTIONS = ("--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true")  # exact means exact
 MOST_BLOCKS = 4096  # of an update, which goes over its array in strides
 UNROLLED = 16  # steps that one graph launch holds; what is left over goes step by step
@@ -35,6 +35,15 @@ class Graph(Protocol):
 
 class Event(Protocol):
     def synchronize(self) -> None: ...
+
+
+class Products(Protocol):
+    """Products in less than float32, bpgpu/fast.py."""
+
+    def plan(
+        self, A: Array, B: Array, C: Array, *, A_transposed: bool, B_transposed: bool, bias: Array | None, relu: bool
+    ) -> Callable[[], None] | None:
+        """What computes C = A B + bias, or relu of it, of operands that may be transposed arrays; None: nothing can."""
 
 
 class Device(Protocol):
@@ -54,6 +63,7 @@ class Device(Protocol):
     def pinned(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]: ...
     def upload(self, target: Array, pinned: np.ndarray[Any, Any]) -> Event: ...
     def join(self) -> None: ...
+    def products(self, precision: str) -> Products: ...
     def compile(self, source: str, names: Sequence[str]) -> Mapping[str, Any]: ...
     def launch(
         self, function: Any, grid: tuple[int, int, int], block: tuple[int, int, int], arguments: Sequence[Record]
@@ -123,6 +133,7 @@ class CUDABackend(KernelBackend):
         self.step = device.asarray(np.zeros(1, np.int64))  # the number of the step in a program, 0 outside of one
         self.step_record = new_record(records.STEP, step=device.address(self.step))
         self._functions: dict[tuple[Any, ...], Any] = {}
+        self._fast: dict[str, CUDABackend] = {}
 
     @contextmanager
     def _room(self, nbytes: int) -> Iterator[Device]:
@@ -162,6 +173,13 @@ class CUDABackend(KernelBackend):
 
     def join(self) -> None:
         self.device.join()
+
+    def _at(self, precision: str) -> CUDABackend:
+        if precision not in self._fast:
+            from .fast import FastBackend
+
+            self._fast[precision] = FastBackend(self, precision)
+        return self._fast[precision]
 
     def write(self, target: Array, source: Any) -> None:
         self.device.write(target, source)
@@ -237,7 +255,7 @@ class CuPyDevice:
         self.multiprocessors = int(properties["multiProcessorCount"])
 
     @contextmanager
-    def _here(self) -> Iterator[Any]:
+    def here(self) -> Iterator[Any]:
         with self._device:
             callers = self._cupy.cuda.get_current_stream()
             if callers in (self._stream, self._recording):
@@ -251,23 +269,23 @@ class CuPyDevice:
                 callers.wait_event(self._stream.record())
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        with self._here() as cupy:
+        with self.here() as cupy:
             return cupy.empty(shape, dtype)
 
     def asarray(self, array: Any) -> Array:
-        with self._here() as cupy:
+        with self.here() as cupy:
             return cupy.ascontiguousarray(cupy.asarray(array))
 
     def copy(self, array: Array) -> Array:
-        with self._here():
+        with self.here():
             return array.copy()
 
     def write(self, target: Array, source: Any) -> None:
-        with self._here() as cupy:
+        with self.here() as cupy:
             target[...] = cupy.asarray(source)
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
-        with self._here() as cupy:
+        with self.here() as cupy:
             return np.asarray(cupy.asnumpy(array))
 
     def address(self, array: Array) -> int:
@@ -307,8 +325,14 @@ class CuPyDevice:
             self._issued = self._stream.record()
             self._stream.wait_event(self._copied)
 
+    def products(self, precision: str) -> Products:
+        from .cublaslt import CuBLASLt
+
+        with self._device:
+            return CuBLASLt(self, precision)
+
     def compile(self, source: str, names: Sequence[str]) -> Mapping[str, Any]:
-        with self._here() as cupy:
+        with self.here() as cupy:
             module = cupy.RawModule(code=source, options=OPTIONS)
             functions = {name: module.get_function(name) for name in names}
             for function in functions.values():
@@ -318,7 +342,7 @@ class CuPyDevice:
     def launch(
         self, function: Any, grid: tuple[int, int, int], block: tuple[int, int, int], arguments: Sequence[Record]
     ) -> None:
-        with self._here():
+        with self.here():
             function(grid, block, tuple(arguments))
 
     @contextmanager
@@ -338,7 +362,7 @@ class _CuPyGraph:
 
     def launch(self) -> None:
         assert self.graph is not None
-        with self.device._here():
+        with self.device.here():
             self.graph.launch()
 
 

@@ -76,13 +76,16 @@ class KernelBackend(Backend):
         hyper: tuple[Array | None, Array | None], state: tuple[Array | None, Array | None],
     ) -> None:  # fmt: skip
         dtype, alive = X.dtype.name, (X, dZ, W, b, hyper, state)
-        product = self._product(X, dZ, A_transposed=True)
-        self._launch_product("dense_gradient", dtype, rule, product, self._parameters(W, hyper[0], state[0]), *alive)
+        self._weights(X, dZ, W, rule, hyper[0], state[0], *alive)
         job = new_record(
             records.COLUMN_SUM, dZ=self.address(dZ), dZ_row=dZ.strides[0], rows=len(dZ), columns=dZ.shape[1],
             update=self._parameters(b, hyper[1], state[1]),
         )  # fmt: skip
         self._launch("column_sum", dtype, (rule,), job, dZ.shape[1], *alive)
+
+    def _weights(self, X: Array, dZ: Array, W: Array, rule: str, hyper: Array | None, state: Array | None, *alive: Any) -> None:
+        product = self._product(X, dZ, A_transposed=True)
+        self._launch_product("dense_gradient", X.dtype.name, rule, product, self._parameters(W, hyper, state), *alive)
 
     def _parameters(self, parameter: Array, hyper: Array | None, state: Array | None) -> Record:
         return new_record(

@@ -83,6 +83,8 @@ class MLP:
     reduction          L is the "mean" (weighted, if examples have weights) or the "sum" of C^n over the examples
     backend            "cpu", "cuda", "auto", "numpy" or a Backend
     dtype              "float32" or "float64"
+    precision          of products: "exact", the same bits on CPU and GPU; or on the GPU, for float32, "tf32" or "bf16", which
+                       are faster and promise an error bound instead (bpgpu/fast.py)
     seed               of the initial weights and the shuffles: the same seed gives the same bits on any machine
 
     theta is one flat array {w1, w2, ..., b1, b2, ...}; weights[l] (i, o) and biases[l] (o) are views of it.
@@ -98,6 +100,7 @@ class MLP:
         reduction: str = "mean",
         backend: str | Backend = "cpu",
         dtype: Any = "float32",
+        precision: str = "exact",
         seed: int = 0,
     ) -> None:
         self.layers = _check_layers(layers)
@@ -110,7 +113,7 @@ class MLP:
         self.reduction = nearest(reduction, ("mean", "sum"), "reduction")
         self.dtype = _check_dtype(dtype)
         self.seed = check_seed(seed)
-        self.backend = get_backend(backend)
+        self.backend = get_backend(backend).at(precision, self.dtype)
         self.classes: tuple[str, ...] | None = None  # names of the labels, kept with the model
         self.epochs_trained = 0
         self._theta = self.backend.asarray(self._initial_theta())
@@ -367,6 +370,11 @@ class MLP:
     def saved_z(self) -> int:
         """Numbers that are kept of each example beside a: z of the layers whose f' is made of it."""
         return sum(o for o, f in zip(self.layers[1:], self.activations, strict=False) if f in SAVES_Z)
+
+    def evaluation_bytes(self, n: int) -> int:
+        """Memory that evaluate takes for n examples: of a block X, the targets and two layers, and every loss."""
+        block = min(n, BLOCK) * (self.layers[0] + 2 * max(self.layers[1:]) + self.layers[-1])
+        return (block + n) * self.dtype.itemsize
 
     def check_room(self, n: int, bytes_each: int, besides: int = 0) -> None:
         """MemoryError: the device has less room than n examples at a time need, each so many bytes."""

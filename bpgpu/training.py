@@ -156,14 +156,17 @@ class Epochs:
     """The recorded steps of whole epochs over one data set: full batches, and the smaller one at the end if there is one.
 
     X and y stay on the device, or come there slab by slab where they would not fit: the steps gather their batches from one
-    of two slabs while the other one is filled.  `slab` is the number of rows of a slab, all of them if the data stay.
+    of two slabs while the other one is filled.  `slab` is the number of rows of a slab, all of them if the data stay; `spare`
+    bytes of memory are left for others.
     """
 
-    def __init__(self, trainer: Trainer, X: Array, y: Array, weight: np.ndarray[Any, Any] | None, batch_size: int) -> None:
+    def __init__(
+        self, trainer: Trainer, X: Array, y: Array, weight: np.ndarray[Any, Any] | None, batch_size: int, spare: int = 0
+    ) -> None:
         net, b = trainer.net, trainer.net.backend
         self.net, self.weight, self.n, self.batch = net, weight, len(X), min(batch_size, len(X))
         self.full, self.rest = divmod(self.n, self.batch)
-        self.slab = self._rows_of_slab(X, y)
+        self.slab = self._rows_of_slab(X, y, spare)
         self.resident = self.slab == self.n
         self.order = b.empty((self.n,), np.int64)
         self.losses = b.empty((self.full + (self.rest > 0),), net.dtype)
@@ -192,12 +195,14 @@ class Epochs:
                     step.record(losses, trainer)
                 self.programs[-1].append(program)
 
-    def _rows_of_slab(self, X: Array, y: Array) -> int:
+    def _rows_of_slab(self, X: Array, y: Array, spare: int) -> int:
         """How many rows of X and y are to be on the device at a time.  MemoryError: not even two batches have room."""
         net = self.net
         free, row = net.backend.free_bytes(), (X.nbytes + y.nbytes) // self.n
         each = Step.bytes_each(net, y.ndim == 1, self.weight is not None)
-        besides = 3 * net.theta.nbytes + self.n * (16 + net.dtype.itemsize)  # copies of theta; order, losses and the like
+        besides = (
+            spare + 3 * net.theta.nbytes + self.n * (16 + net.dtype.itemsize)
+        )  # copies of theta; order, losses and the like
         batches = (self.batch + self.rest) * each
         if on_gpu(X) or besides + batches + self.n * row <= free:
             net.check_room(self.batch + self.rest, each, besides)
@@ -297,14 +302,15 @@ def fit(
     weight = None if sample_weight is None else net.sample_weights(sample_weight, len(X))
     if callback is not None and not callable(callback):
         raise TypeError(f"callback is a {type(callback).__name__}; expected a function of one Progress")
+    spare = 0
     if validation_data is not None:
         if not isinstance(validation_data, (tuple, list)) or len(validation_data) != 2:
             raise TypeError("validation_data must be a pair (X, y)")
-        net.targets(validation_data[1], len(net.matrix(validation_data[0])))
+        spare = net.evaluation_bytes(len(net.targets(validation_data[1], len(net.matrix(validation_data[0])))))
     optimizer = optimizer or SGD(0.05, momentum=0.9)
     trainer = net.trainer(optimizer)
     trainer.prepare(optimizer)
-    run = Epochs(trainer, X, targets, weight, batch_size)
+    run = Epochs(trainer, X, targets, weight, batch_size, spare)
     history, best, good = History(), Best(net, restore_best), net.backend.copy(net.theta)
 
     def diverged(what: str) -> Diverged:

@@ -208,11 +208,11 @@ def test_data_that_do_not_fit_come_slab_by_slab_with_the_same_bits(
     X, y = examples(n, 64)
     y = np.eye(3, dtype=np.float32)[y] if targets else y
     weight = np.random.default_rng(1).random(n)
-    how: dict[str, Any] = {"layers": (64, 10, 3), "sample_weight": weight, "validation_data": (X[:30], y[:30])}
+    how: dict[str, Any] = {"layers": (64, 10, 3), "sample_weight": weight, "validation_data": (X[: n // 5], y[: n // 5])}
     how["batch"] = batch = 16 if n > 100 else 4
     expected = trained(CPU, X, y, **how)
     monkeypatch.setattr(training, "SLAB_BYTES", 3 * batch * X[0].nbytes)
-    device = GPU(limit=X.nbytes // 2 + 80_000 if n > 100 else 26_000)
+    device = GPU(limit=X.nbytes // 2 + 200_000 if n > 100 else 28_000)
     epochs: list[Any] = []
     first_fill = training.Epochs._fill
     monkeypatch.setattr(training.Epochs, "_fill", lambda self, number: (epochs.append(self), first_fill(self, number)))

@@ -94,6 +94,14 @@ def _out(value: Any, block: object = None) -> Any:
     return GPUArray(np.asarray(value), block) if isinstance(value, np.ndarray | np.generic) else value
 
 
+def rounded(array: Host, precision: str) -> Host:
+    """float32 numbers rounded to nearest, ties to even, to the fraction of tf32 (10 bits) or bf16 (7 bits)."""
+    cut = {"tf32": 13, "bf16": 16}[precision]
+    bits = np.ascontiguousarray(array).view(np.uint32)
+    half = np.uint32((1 << (cut - 1)) - 1) + ((bits >> np.uint32(cut)) & np.uint32(1))
+    return np.asarray(((bits + half) >> np.uint32(cut) << np.uint32(cut)).view(np.float32))
+
+
 class Block:
     """A piece of the device's memory: a thing that can be watched."""
 
@@ -110,12 +118,12 @@ class Copy:
 
 
 class GPU(EmulatedDevice):
-    """`limit`: bytes of memory.  Counts the bytes that come to the host, the launches of graphs and the copies beside."""
+    """`limit`: bytes of memory.  Counts the bytes that come to the host, the launches of graphs and the planned products."""
 
     def __init__(self, *, limit: int = 1 << 40, **options: Any) -> None:
         super().__init__(**options)
         self.limit, self.used, self.peak = limit, 0, 0
-        self.downloaded = self.graphs = 0
+        self.downloaded = self.graphs = self.planned = 0
         self.copies: list[Copy] = []
 
     def _new(self, host: Host) -> GPUArray:
@@ -172,6 +180,9 @@ class GPU(EmulatedDevice):
         while self.copies:
             self.copies.pop().synchronize()
 
+    def products(self, precision: str) -> TensorCores:
+        return TensorCores(self, precision)
+
     @contextmanager
     def capture(self) -> Iterator[Any]:
         with super().capture() as graph:
@@ -187,3 +198,26 @@ class _Counted:
     def launch(self) -> None:
         self._gpu.graphs += 1
         self._launch()
+
+
+class TensorCores:
+    """What they do: operands rounded, sums in float32."""
+
+    def __init__(self, gpu: GPU, precision: str) -> None:
+        self.gpu, self.precision = gpu, precision
+
+    def plan(
+        self, A: Any, B: Any, C: Any, *, A_transposed: bool, B_transposed: bool, bias: Any, relu: bool
+    ) -> Callable[[], None] | None:
+        if C.shape[1] % 4:  # one of those for which the real library may have no algorithm
+            return None
+
+        def multiply() -> None:
+            left, right = (rounded(a.host, self.precision) for a in (A, B))
+            C.host[...] = (left.T if A_transposed else left) @ (right.T if B_transposed else right)
+            C.host[...] += 0 if bias is None else bias.host
+            if relu:
+                np.maximum(C.host, 0, out=C.host)
+
+        self.gpu.planned += 1
+        return lambda: self.gpu.issue(multiply)
