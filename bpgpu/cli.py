@@ -267,6 +267,10 @@ def _info(options: argparse.Namespace) -> int:
     print(f"bpgpu {__version__}, Python {sys.version.split()[0]}, {sys.platform}")
     for name, state in backends().items():
         print(f"backend {name}: {state}")
+        if name == "cuda" and state == "available":
+            from .cuda import description
+
+            print(f"GPU: {description()}")
     chosen = "NUMBA_NUM_THREADS" if os.environ.get("NUMBA_NUM_THREADS") else "the CPUs that this process may use"
     print(f"threads: {thread_count()} ({chosen}); asleep when idle")
     print(f"CPU: {target()[0]}, vectors of {lanes('float32').lanes} float32")
@@ -274,6 +278,6 @@ def _info(options: argparse.Namespace) -> int:
         f"kernels: {f'kept in {cache_folder()}' if cache_folder() else 'compiled by every process: no folder can be written'}"
     )
     print(f"BLAS of NumPy (used by the numpy backend alone): {blas.get('name', 'unknown')} {blas.get('version', '')}")
-    packages = ("numpy", "numba", "llvmlite", "safetensors", "rich", "cupy")
+    packages = ("numpy", "numba", "llvmlite", "safetensors", "rich", "cupy-cuda12x", "cupy-cuda13x", "nvmath-python")
     print("packages: " + ", ".join(f"{name} {package(name)}" for name in packages))
     return 0

@@ -373,11 +373,37 @@ def why_not() -> str | None:
     try:
         import cupy
 
-        count = int(cupy.cuda.runtime.getDeviceCount())
+        driver, own = int(cupy.cuda.runtime.driverGetVersion()), int(cupy.cuda.runtime.runtimeGetVersion())
+        if driver == 0:
+            return "there is no NVIDIA driver here; install one (nvidia-smi shows that it runs) or use backend='cpu'"
+        if driver // 1000 < own // 1000:
+            mend = "update the driver"
+            if driver // 1000 == 12:
+                mend = f"python -m pip uninstall -y cupy-cuda{own // 1000}x && python -m pip install 'bpgpu[cuda12]', or {mend}"
+            return f"CuPy is for CUDA {_version(own)} and the NVIDIA driver for CUDA {_version(driver)}; {mend}"
+        if not cupy.cuda.runtime.getDeviceCount():
+            return "there is no NVIDIA GPU here; check nvidia-smi and CUDA_VISIBLE_DEVICES"
+        cupy.cuda.nvrtc.getVersion()
     except Exception as error:  # CuPy raises kinds of its own, and ImportError for a broken install
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        return f"CuPy finds no usable GPU ({reason}); check the driver with nvidia-smi, and that CuPy is for its CUDA version"
-    return None if count else "there is no NVIDIA GPU here; check nvidia-smi and CUDA_VISIBLE_DEVICES"
+        if "nvrtc" in reason.lower():
+            return f"CuPy finds no compiler ({reason}); python -m pip install 'bpgpu[cuda13]' (or 'bpgpu[cuda12]', as CuPy is)"
+        return f"CuPy finds no usable GPU ({reason}); check nvidia-smi, CUDA_VISIBLE_DEVICES and python -c 'import cupy'"
+    return None
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def description() -> str:
+    """The GPUs, the driver and CuPy, where why_not() is None."""
+    import cupy
+
+    runtime = cupy.cuda.runtime
+    names = [runtime.getDeviceProperties(i)["name"].decode() for i in range(runtime.getDeviceCount())]
+    driver, own = _version(runtime.driverGetVersion()), _version(runtime.runtimeGetVersion())
+    return f"{', '.join(names)}; driver for CUDA {driver}, CuPy {cupy.__version__} for CUDA {own}"
 
 
 def open_device(index: int) -> CUDABackend:
