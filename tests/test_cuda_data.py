@@ -5,6 +5,10 @@ On the emulated device, whose arrays are as strict as CuPy's and whose memory ha
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -336,3 +340,35 @@ def test_ctrl_c_between_launches_leaves_a_network_that_trains_on(gpu: GPU) -> No
         net.fit(X, y, batch_size=16, callback=interrupt)
     assert np.isfinite(net.theta.get()).all() and int(net.backend.step.get()[0]) == 0  # type: ignore[attr-defined]
     assert len(net.fit(X, y, batch_size=16, epochs=2).loss) == 2
+
+
+# -- nothing is read or written beyond an array ----------------------------------------------------------------------------
+
+
+def test_address_and_undefined_behaviour_sanitizers() -> None:
+    """One training run with every operation under AddressSanitizer and UndefinedBehaviorSanitizer."""
+    from tests.emulator import sanitized_environment
+
+    environment = sanitized_environment()
+    if environment is None:
+        pytest.skip("this g++ has no sanitizers")
+    code = """
+import numpy as np, bpgpu
+from bpgpu.cuda import CUDABackend
+from tests.emulator.gpu import GPU
+rng = np.random.default_rng(0)
+for dtype in ("float32", "float64"):
+    device = GPU(sanitize=True)
+    net = bpgpu.MLP([37, 70, 21, 5], activation=["gelu", "tanh"], backend=CUDABackend(device), dtype=dtype)
+    X, y = rng.standard_normal((21, 37)), rng.integers(0, 5, 21)
+    net.gradient(X, y)
+    net.fit(X, y, epochs=1, batch_size=8, optimizer=bpgpu.SGD(0.1, 0.9), validation_data=(X, y), sample_weight=rng.random(21))
+    net.predict_proba(X)
+print("clean")
+"""
+    root = Path(__file__).parent.parent
+    result = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment, "PYTHONPATH": str(root)}, cwd=root,
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert result.stdout.strip() == "clean", result.stderr[-3000:]

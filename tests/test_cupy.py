@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import bpgpu
-from bpgpu import cuda
+from bpgpu import BackendUnavailable, cuda
 from tests.emulator import available
 from tests.emulator.driver import stand_in
 from tests.emulator.gpu import GPU
@@ -87,6 +87,36 @@ print(bpgpu.backends()["cuda"])
 """
     said = python(code)
     assert said.startswith("CuPy finds no compiler (CuPy failed to load libnvrtc.so.13: ") and "'bpgpu[cuda13]'" in said
+
+
+def test_why_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    reason = cuda.why_not()
+    if reason is None:
+        pytest.skip("there is a GPU here")
+    assert bpgpu.backends()["cuda"] == reason
+    with pytest.raises(BackendUnavailable) as error:
+        bpgpu.get_backend("cuda")
+    assert str(error.value) == reason and reason.count("\n") == 0
+    for word in ("bpgpu[cuda13]", "nvidia-smi"):
+        if word in reason:
+            break
+    else:
+        raise AssertionError(f"no mend in {reason!r}")
+
+
+def test_auto_falls_back_and_says_so_once() -> None:
+    if cuda.why_not() is None:
+        pytest.skip("there is a GPU here")
+    code = "import bpgpu; print([bpgpu.get_backend('auto').name for _ in range(3)])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert result.stdout.strip() == "['cpu', 'cpu', 'cpu']"
+    assert result.stderr.count("backend 'auto' is the CPU") == 1
+
+
+@pytest.mark.parametrize("name", ["cuda:x", "cuda:-1", "cpu:1", "auto:0", "cuda1"])
+def test_names_that_are_no_backend(name: str) -> None:
+    with pytest.raises(ValueError, match="unknown backend"):
+        bpgpu.get_backend(name)
 
 
 # -- CuPy's side of cuda.py ---------------------------------------------------------------------------------------------
@@ -217,7 +247,7 @@ def test_fast_modes_without_nvmath(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(sys.modules, "nvmath.bindings", None)
     with pytest.raises(
-        bpgpu.BackendUnavailable, match=r"need nvmath-python and cuBLAS \(.*\); python -m pip install 'bpgpu\[fast13\]'"
+        BackendUnavailable, match=r"need nvmath-python and cuBLAS \(.*\); python -m pip install 'bpgpu\[fast13\]'"
     ):
         bindings()
 
