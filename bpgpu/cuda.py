@@ -136,7 +136,7 @@ class CUDABackend(KernelBackend):
         self._fast: dict[str, CUDABackend] = {}
 
     @contextmanager
-    def _room(self, nbytes: int) -> Iterator[Device]:
+    def _memory(self, nbytes: int) -> Iterator[Device]:
         """MemoryError: there is none, in one sentence."""
         try:
             yield self.device
@@ -145,16 +145,16 @@ class CUDABackend(KernelBackend):
             raise MemoryError(f"the GPU has {free} of memory free, and {amount(nbytes)} more are needed") from error
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        with self._room(prod(shape) * np.dtype(dtype).itemsize) as device:
+        with self._memory(prod(shape) * np.dtype(dtype).itemsize) as device:
             return device.empty(shape, dtype)
 
     def asarray(self, array: Any) -> Array:
         array = array if on_gpu(array) else np.asarray(array)
-        with self._room(array.nbytes) as device:
+        with self._memory(array.nbytes) as device:
             return device.asarray(array)
 
     def copy(self, array: Array) -> Array:
-        with self._room(array.nbytes) as device:
+        with self._memory(array.nbytes) as device:
             return device.copy(array)
 
     def adopt(self, array: Any, name: str) -> Any:
