@@ -187,6 +187,10 @@ class CPUBackend(KernelBackend):
         product["finish"], product["finish_job"] = kernel(name, dtype, option), _address(job)
         self._launch("product", dtype, (), product, -(-M // rows) * -(-N // cols), job, *alive)
 
+    def _launch_gradient(self, dtype: str, rule: str, product: Array, job: Array, sums: Array, *alive: Any) -> None:
+        self._launch_product("dense_gradient", dtype, rule, product, job, *alive)
+        self._launch("column_sum", dtype, (rule,), sums, int(sums["columns"]), *alive)
+
     def _blocks(self, M: int, N: int, most: tuple[int, int], width: int) -> tuple[int, int]:
         """Rows and columns of a thread's block of C: evenly cut, and so small that every thread has several."""
         rows, cols = _even(M, most[0], TILE_ROWS), _even(N, most[1], width)

@@ -61,14 +61,18 @@ class FastBackend(CUDABackend):
             )  # fmt: skip
             self._launch("amplify", saved.dtype.name, (activation,), job, len(saved), saved, dZ_below)
 
-    def _weights(
-        self, X: Array, dZ: Array, W: Array, rule: str, hyper: Array | None, state: Array | None, *alive: Array
-    ) -> None:
+    def _weights_and_biases(
+        self, X: Array, dZ: Array, W: Array, b: Array, rule: str,
+        hyper: tuple[Array | None, Array | None], state: tuple[Array | None, Array | None],
+    ) -> None:  # fmt: skip
         dW = W if rule == "store" else self._room_for_gradient(W)
         if not self._multiply(X, dZ, dW, A_transposed=True):
-            super()._weights(X, dZ, W, rule, hyper, state, *alive)
-        elif rule != "store":
-            self._update(W, dW, rule, hyper, state)
+            super()._weights_and_biases(X, dZ, W, b, rule, hyper, state)
+            return
+        if rule != "store":
+            self._update(W, dW, rule, hyper[0], state[0])
+        sums = self._column_sum(dZ, b, hyper[1], state[1])
+        self._launch("column_sum", dZ.dtype.name, (rule,), sums, dZ.shape[1], dZ, b, hyper[1], state[1])
 
     def _room_for_gradient(self, W: Array) -> Array:
         if self._gradient.size < W.size:

@@ -1,4 +1,4 @@
-// db = sum_n dZ, in chunks of CHUNK: one thread a column.
+// db = sum_n dZ, in chunks of CHUNK, where dense_gradient.cu does not run: one thread a column.
 #include "functions.cuh"
 #include "update.cuh"
 
@@ -13,5 +13,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) KERNEL(COLUMN_SUM p) {
         for (int64 n = start + 1; n < end; n++) chunk += *(const real*)(column + n * p.dZ_row);
         total = start == 0 ? chunk : total + chunk;
     }
-    OPTION::apply(p.update, o * sizeof(real), total);
+    const OPTION rule(p.update);
+    const int64 offset = o * sizeof(real);
+    rule.after<1>(offset, rule.before<1>(offset, 1), {total}, 1);
 }

@@ -19,7 +19,7 @@ from .names import SAVES_Z
 FOLDER = Path(__file__).parent
 _NUMBERS = "INV_LN2 INV_SQRT_2PI SQRT_2 SCALED_TANH TANH_SCALE LEAK SELU_SCALE SELU_ALPHA".split()
 _OF_DTYPE = "ln2_high ln2_low exp_lowest exp_highest expm1_lowest tanh_highest smallest_normal tail_center".split()
-_RECORDS = "UPDATE PRODUCT FORWARD HIDDEN COLUMN_SUM FLAT_UPDATE OUTPUT ACTIVATE GATHER TOTAL STEP".split()
+_RECORDS = "UPDATE PRODUCT SPLIT FORWARD HIDDEN COLUMN_SUM FLAT_UPDATE OUTPUT ACTIVATE GATHER TOTAL STEP".split()
 
 _FLOAT32 = """
 typedef float real;

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 import bpgpu
-from bpgpu import cuda
 from bpgpu.cpu import CPUBackend
 from bpgpu.cuda import CUDABackend
+from bpgpu.tiles import TILES, Tile
 from tests.emulator.gpu import GPU
 
 CPU = CPUBackend(threads=1)
@@ -29,14 +29,14 @@ def on(exact_cuda: CUDABackend) -> None:
     _backends["device"] = exact_cuda
 
 
-def backend(order: str = "ascending", tile: dict[str, int] | None = None) -> CUDABackend:
-    """The CUDA backend, kept for the length of the tests; `tile` forces one of the tiles of products."""
+def backend(order: str = "ascending", tile: Tile | None = None, split: int = 1) -> CUDABackend:
+    """The CUDA backend, kept for the length of the tests; `tile` and `split` are forced on its products."""
     device = _backends["device"].device
-    key = device.name, order, tile is cuda.LARGE, tile is None
+    key = device.name, order, tile, split
     if key not in _backends:
         found = CUDABackend(GPU(order=order) if isinstance(device, GPU) else device)
         if tile is not None:
-            found.tile = lambda dtype, rows, cols: tile  # type: ignore[method-assign]
+            found.plan = lambda dtype, rows, cols, K: (tile, min(split, -(-K // 256)))  # type: ignore[method-assign]
         _backends[key] = found
     return _backends[key]
 
@@ -124,10 +124,11 @@ def test_reduction(reduction: str) -> None:
         ([3, 5, 2], 300),
     ],
 )
-@pytest.mark.parametrize("tile", [cuda.SMALL, cuda.LARGE], ids=["small tile", "large tile"])
-def test_shapes(layers: list[int], n: int, tile: dict[str, int]) -> None:
-    """Edges of tiles, and sums over one chunk, two and three."""
-    compare(backend(tile=tile), layers, n, steps=1)
+@pytest.mark.parametrize("tile", TILES["float32"], ids=lambda t: f"{t.BM}x{t.BN}")
+@pytest.mark.parametrize("split", [1, 2, 9])
+def test_shapes(layers: list[int], n: int, tile: Tile, split: int) -> None:
+    """Edges of tiles, sums over one chunk, two and three, their chunks in one block and in several."""
+    compare(backend(tile=tile, split=split), layers, n, steps=1)
 
 
 @pytest.mark.parametrize("order", ORDERS)
