@@ -1,4 +1,4 @@
-"""How a product is cut for a GPU: the tile of a block, and over how many blocks its chunks of k go.  No bit depends on it."""
+"""How a product is cut for a GPU: a block's tile, and over how many blocks its chunks of k go.  No choice changes a bit."""
 
 from __future__ import annotations
 
