@@ -21,6 +21,7 @@ from .launching import KernelBackend, Record, new_record
 from .tiles import Tile, plan
 
 THREADS = {"update": 256, "gather": 128, "activate": 32, "output_delta": 32, "total": 32}
+WIDE_ROW = 256  # columns, from which on as many threads share a row
 OPTIONS = ("--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true")  # exact means exact
 MOST_BLOCKS = 4096  # of an update, which goes over its array in strides
 COLUMNS = 32  # that a block of dense_gradient.cu sums
@@ -135,6 +136,8 @@ class CUDABackend(KernelBackend):
 
     def _launch(self, name: str, dtype: str | None, options: tuple[str, ...], job: Record, items: int, *alive: Any) -> None:
         threads = THREADS[name]
+        if name in ("activate", "output_delta") and int(job["columns"]) > WIDE_ROW:
+            threads = WIDE_ROW
         blocks = min(-(-items // threads), MOST_BLOCKS) if name == "update" else items
         arguments = (job, self.step_record) if name in ("gather", "total") else (job,)
         self._issue(self.function(name, dtype, options, THREADS=threads), (blocks, 1, 1), threads, arguments, alive)
@@ -161,13 +164,13 @@ class CUDABackend(KernelBackend):
         chunks = -(-K // CHUNK)
         cut = new_record(records.SPLIT, steps=-(-chunks // split) * CHUNK)
         if split > 1:
-            self._room(tiles * chunks * tile.BM * tile.BN * np.dtype(dtype).itemsize // 8, tiles)
+            self._workspace(tiles * chunks * tile.BM * tile.BN * np.dtype(dtype).itemsize // 8, tiles)
             cut["partials"], cut["arrived"] = map(self.address, self._shared)
         function = self.function(name, dtype, (option,), **tile.macros, ALIGNED=_aligned(name, dtype, product))
         arguments = (product, cut, *jobs)
         self._issue(function, (more_blocks + tiles, split, 1), tile.threads, arguments, (alive, self._shared))
 
-    def _room(self, partials: int, tiles: int) -> None:
+    def _workspace(self, partials: int, tiles: int) -> None:
         """At least this much in what all products share: sums of chunks, and zeros that count the blocks of a tile."""
         if len(self._shared[0]) < partials or len(self._shared[1]) < tiles:
             self._shared = (

@@ -19,7 +19,7 @@ from bpgpu import cuda
 from bpgpu.backend import BackendUnavailable
 from bpgpu.cpu import CPUBackend
 from bpgpu.cuda import CUDABackend
-from bpgpu.tiles import TILES, Tile
+from bpgpu.tiles import TILES, Tile, plan
 from tests.emulator import EmulatedDevice, available
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=f"no emulator here: {available()}")
@@ -116,6 +116,8 @@ def test_reduction(reduction: str) -> None:
         ([600, 9, 4], 33),
         ([8, 4, 300], 6),
         ([3, 5, 2], 300),
+        ([36, 132, 64, 12], 68),
+        ([4, 3, 2], 1100),
     ],
 )
 @pytest.mark.parametrize("tile", TILES["float32"], ids=lambda t: f"{t.BM}x{t.BN}")
@@ -125,10 +127,75 @@ def test_shapes(layers: list[int], n: int, tile: Tile, split: int) -> None:
     compare(emulated(tile=tile, split=split), layers, n, steps=1)
 
 
+@pytest.mark.parametrize("columns", [255, 257, 700])
+@pytest.mark.parametrize("loss", ["labels", "probabilities", "squared_error"])
+def test_wide_outputs(loss: str, columns: int) -> None:
+    """Rows of one chunk, two and three, with one warp and with many."""
+    rng = np.random.default_rng(columns)
+    Z = (rng.standard_normal((3, columns)) * 4).astype(np.float32)
+    Z[1, 0], Z[2, 5] = np.nan, np.inf
+    y = rng.integers(0, columns, 3) if loss == "labels" else rng.random((3, columns), dtype=np.float32)
+    options = ("squared_error", "tanh") if loss == "squared_error" else ("cross_entropy", "softmax")
+    here, there = (b.output_delta(Z, y, *options) for b in (CPU, emulated()))
+    assert same(here[0], there[0]) and same(here[1], there[1])
+    assert same(CPU.activate(Z, "softmax"), emulated().activate(Z, "softmax"))
+
+
+@pytest.mark.parametrize("shift", range(4))
+def test_arrays_of_any_alignment(shift: int) -> None:
+    """Views that begin anywhere: 16-byte copies and writes where they fit, single numbers elsewhere."""
+    rng, gpu = np.random.default_rng(shift), emulated()
+
+    def view(*shape: int) -> np.ndarray:
+        room = np.empty(int(np.prod(shape)) + 8, np.float32)
+        start = -room.ctypes.data // 4 % 4 + shift
+        array = room[start : start + int(np.prod(shape))].reshape(shape)
+        array[...] = rng.standard_normal(shape)
+        return array
+
+    X, W, b, dZ, saved = view(20, 24), view(24, 36), view(36), view(20, 36), view(20, 24)
+    A, below, dW, db, state = view(20, 36), view(20, 24), view(24, 36), view(36), (view(24, 36), view(36))
+    hyper = np.array([[0.1, 0.9, 0.01]] * 2, np.float32)
+    results = []
+    for backend in (CPU, gpu):
+        V, c, states = W.copy(), b.copy(), (state[0].copy(), state[1].copy())
+        if backend is gpu:  # in place, at its own address
+            V, c, states = W, b, state
+        backend.dense_forward(X, V, c, "tanh", A=A)
+        backend.hidden_delta(dZ, V, saved, "sigmoid", dZ_below=below)
+        backend.dense_gradient(X, dZ, dW=dW, db=db)
+        done = [array.copy() for array in (A, below, dW, db)]
+        backend.dense_update(X, dZ, V, c, "nesterov", hyper, states)
+        backend.update(V.reshape(-1), dW.reshape(-1), "momentum", hyper[0], states[0].reshape(-1))
+        results.append([*done, V.copy(), c.copy(), states[0].copy(), states[1].copy()])
+    assert all(same(here, there) for here, there in zip(*results, strict=True))
+
+
+def test_a_plan_is_whole_and_fills_the_gpu() -> None:
+    for dtype, found in TILES.items():
+        for rows, cols, K in [
+            (1, 1, 1),
+            (32, 1024, 4096),
+            (128, 10, 1024),
+            (8192, 4096, 4096),
+            (784, 1024, 128),
+            (50, 3, 100_000),
+        ]:
+            tile, split = plan(dtype, rows, cols, K, 132)
+            chunks = -(-K // 256)
+            assert tile in found and 1 <= split <= chunks
+            assert -(-chunks // -(-chunks // split)) == split, "a block without a chunk"
+    assert plan("float32", 8192, 4096, 4096, 132) == (TILES["float32"][0], 1)
+    tile, split = plan("float32", 32, 1024, 4096, 132)
+    assert -(-32 // tile.BM) * -(-1024 // tile.BN) * split >= 100
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_bits_do_not_depend_on_the_order_of_threads(order: str) -> None:
     """A race would show: the threads of a block and the blocks of a grid run in this order between barriers."""
     compare(emulated(order), [40, 70, 30, 12], 37, activation="gelu", steps=2)
+    for tile in TILES["float32"]:
+        compare(emulated(order, tile, split=3), [600, 9, 4], 33, steps=2)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
