@@ -1,6 +1,7 @@
 // A batch out of the data set:  target[n] = source[order[step * rows + n]],  a block a row, rows of any kind as bytes.
 template <class Word>
 FUNCTION void copy(int64 source, int64 target, int64 bytes) {
+#pragma unroll 1
     for (int64 i = threadIdx.x; i < bytes / (int64)sizeof(Word); i += THREADS) ((Word*)target)[i] = ((const Word*)source)[i];
 }
 
