@@ -27,10 +27,11 @@ THREADS = {
     "update": 256, "column_sum": 128, "gather": 128, "dropout": 128, "activate": 32, "amplify": 128, "output_delta": 32,
     "total": 32,
 }  # fmt: skip
+WIDE_ROW = 256  # columns, from which on as many threads share a row
 OPTIONS = ("--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true")  # exact means exact
 MOST_BLOCKS = 4096  # of an update, which goes over its array in strides
 UNROLLED = 16  # steps that one graph launch holds; what is left over goes step by step
-COLUMNS = 32  # that a block of dense_gradient.cu sums
+COLUMNS = 32  # that a block of column_sum.cuh sums
 LONGEST_ROW = 1 << 25  # bytes: inside a tile, kernels/product.cuh counts in 32 bits
 
 
@@ -225,7 +226,10 @@ class CUDABackend(KernelBackend):
 
     def _launch(self, name: str, dtype: str | None, options: tuple[str, ...], job: Record, items: int, *alive: Any) -> None:
         threads = THREADS[name]
-        blocks = min(-(-items // threads), MOST_BLOCKS) if name in ("update", "dropout", "column_sum") else items
+        if name in ("activate", "output_delta") and int(job["columns"]) > WIDE_ROW:
+            threads = WIDE_ROW
+        strided, columns = min(-(-items // threads), MOST_BLOCKS), -(-items // COLUMNS)
+        blocks = {"update": strided, "dropout": strided, "column_sum": columns}.get(name, items)
         arguments = (job, self.step_record) if name in ("gather", "dropout", "total") else (job,)
         self._issue(self.function(name, dtype, options, THREADS=threads), (blocks, 1, 1), threads, arguments, alive)
 
@@ -249,7 +253,7 @@ class CUDABackend(KernelBackend):
         tile, split = self.plan(dtype, rows, cols, K)
         tiles = -(-rows // tile.BM) * -(-cols // tile.BN)
         chunks = -(-K // CHUNK)
-        if split > 1 and not self._room(tiles * chunks * tile.BM * tile.BN * np.dtype(dtype).itemsize // 8, tiles):
+        if split > 1 and not self._workspace(tiles * chunks * tile.BM * tile.BN * np.dtype(dtype).itemsize // 8, tiles):
             split = 1
         cut = new_record(records.SPLIT, steps=-(-chunks // split) * CHUNK)
         if split > 1:
@@ -258,7 +262,7 @@ class CUDABackend(KernelBackend):
         arguments = (product, cut, *jobs)
         self._issue(function, (more_blocks + tiles, split, 1), tile.threads, arguments, (alive, self._shared))
 
-    def _room(self, partials: int, tiles: int) -> bool:
+    def _workspace(self, partials: int, tiles: int) -> bool:
         """At least this much in what all products share: sums of chunks, and zeros that count the blocks of a tile.
 
         False: that would take a good part of the memory that is free, which others may count on.

@@ -16,7 +16,7 @@ import pytest
 import bpgpu
 from bpgpu.cpu import CPUBackend
 from bpgpu.cuda import CUDABackend
-from bpgpu.tiles import TILES, Tile
+from bpgpu.tiles import TILES, Tile, plan
 from tests.emulator.gpu import GPU
 
 CPU = CPUBackend(threads=1)
@@ -123,6 +123,8 @@ def test_reduction(reduction: str) -> None:
         ([600, 9, 4], 33),
         ([8, 4, 300], 6),
         ([3, 5, 2], 300),
+        ([36, 132, 64, 12], 68),
+        ([4, 3, 2], 1100),
     ],
 )
 @pytest.mark.parametrize("tile", TILES["float32"], ids=lambda t: f"{t.BM}x{t.BN}")
@@ -132,10 +134,72 @@ def test_shapes(layers: list[int], n: int, tile: Tile, split: int) -> None:
     compare(backend(tile=tile, split=split), layers, n, steps=1)
 
 
+@pytest.mark.parametrize("columns", [255, 257, 700])
+@pytest.mark.parametrize("loss", ["labels", "probabilities", "squared_error"])
+def test_wide_outputs(loss: str, columns: int) -> None:
+    """Rows of one chunk, two and three, with one warp and with many."""
+    rng = np.random.default_rng(columns)
+    Z = (rng.standard_normal((3, columns)) * 4).astype(np.float32)
+    Z[1, 0], Z[2, 5] = np.nan, np.inf
+    y = rng.integers(0, columns, 3) if loss == "labels" else rng.random((3, columns), dtype=np.float32)
+    options = ("squared_error", "tanh") if loss == "squared_error" else ("cross_entropy", "softmax")
+    here, there = (b.output_delta(b.asarray(Z), b.asarray(y), *options) for b in (CPU, backend()))
+    assert same(here[0], there[0]) and same(here[1], there[1])
+    assert same(*(b.activate(b.asarray(Z), "softmax") for b in (CPU, backend())))
+
+
+@pytest.mark.parametrize("shift", range(4))
+def test_arrays_of_any_alignment(shift: int) -> None:
+    """Views that begin anywhere: 16-byte copies and writes where they fit, single numbers elsewhere."""
+    results = []
+    for b in (CPU, backend()):
+        rng = np.random.default_rng(shift)
+
+        def view(*shape: int, b: Any = b, rng: Any = rng) -> Any:
+            size = int(np.prod(shape))
+            room = b.empty((size + 8,), np.float32)
+            start = -b.address(room) // 4 % 4 + shift
+            array = room[start : start + size].reshape(shape)
+            b.write(array, rng.standard_normal(shape).astype(np.float32))
+            return array
+
+        X, W, bias, dZ, saved = view(20, 24), view(24, 36), view(36), view(20, 36), view(20, 24)
+        A, below, dW, db, states = view(20, 36), view(20, 24), view(24, 36), view(36), (view(24, 36), view(36))
+        hyper = b.asarray(np.array([[0.1, 0.9, 0.01]] * 2, np.float32))
+        b.dense_forward(X, W, bias, "tanh", A=A)
+        b.hidden_delta(dZ, W, saved, "sigmoid", dZ_below=below)
+        b.dense_gradient(X, dZ, dW=dW, db=db)
+        b.dense_update(X, dZ, W, bias, "nesterov", hyper, states)
+        b.update(W.reshape(-1), dW.reshape(-1), "momentum", hyper[0], states[0].reshape(-1))
+        results.append([host(array).copy() for array in (A, below, dW, db, W, bias, *states)])
+    assert all(same(here, there) for here, there in zip(*results, strict=True))
+
+
+def test_a_plan_is_whole_and_fills_the_gpu() -> None:
+    for dtype, found in TILES.items():
+        for rows, cols, K in [
+            (1, 1, 1),
+            (32, 1024, 4096),
+            (128, 10, 1024),
+            (8192, 4096, 4096),
+            (784, 1024, 128),
+            (50, 3, 100_000),
+        ]:
+            tile, split = plan(dtype, rows, cols, K, 132)
+            chunks = -(-K // 256)
+            assert tile in found and 1 <= split <= chunks
+            assert -(-chunks // -(-chunks // split)) == split, "a block without a chunk"
+    assert plan("float32", 8192, 4096, 4096, 132) == (TILES["float32"][0], 1)
+    tile, split = plan("float32", 32, 1024, 4096, 132)
+    assert -(-32 // tile.BM) * -(-1024 // tile.BN) * split >= 100
+
+
 @pytest.mark.parametrize("order", ORDERS)
 def test_bits_do_not_depend_on_the_order_of_threads(order: str) -> None:
     """A race would show: the threads of a block and the blocks of a grid run in this order between barriers."""
     compare(backend(order), [40, 70, 30, 12], 37, activation="gelu", steps=2)
+    for tile in TILES["float32"]:
+        compare(backend(order, tile, split=3), [600, 9, 4], 33, steps=2)
 
 
 OPTIMIZERS: dict[str, Callable[[], bpgpu.Optimizer]] = {
@@ -197,12 +261,10 @@ def stratified(dtype: str, count: int) -> np.ndarray:
 def test_scalar_functions(activation: str, dtype: str) -> None:
     """f and f' of every activation, over a sample of all numbers."""
     z = stratified(dtype, 4000)[None]
-    one, gpu = np.ones((z.shape[1], 1), dtype), backend()
-    assert same(CPU.activate(z, activation), gpu.activate(z, activation))
-    for backend_saved in (z, CPU.activate(z, activation)):
-        delta = np.ones((1, 1), dtype)
-        results = [b.hidden_delta(delta, one, backend_saved, activation) for b in (CPU, gpu)]
-        assert same(*results)
+    ones, both = (np.ones((1, 1), dtype), np.ones((z.shape[1], 1), dtype)), (CPU, backend())
+    assert same(*(b.activate(b.asarray(z), activation) for b in both))
+    for saved in (z, CPU.activate(z, activation)):
+        assert same(*(b.hidden_delta(*map(b.asarray, (*ones, saved)), activation) for b in both))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -211,6 +273,6 @@ def test_log_through_the_losses(dtype: str) -> None:
     Z = Z[: len(Z) // 3 * 3].reshape(-1, 3)
     labels, targets = np.arange(len(Z)) % 3, np.full(Z.shape, 0.25, dtype)
     for y, loss, output in ((labels, "cross_entropy", "softmax"), (targets, "binary_cross_entropy", "sigmoid")):
-        here, there = (b.output_delta(Z, y, loss, output) for b in (CPU, backend()))
+        here, there = (b.output_delta(b.asarray(Z), b.asarray(y), loss, output) for b in (CPU, backend()))
         assert same(here[0], there[0]) and same(here[1], there[1])
-    assert same(CPU.activate(Z, "softmax"), backend().activate(Z, "softmax"))
+    assert same(*(b.activate(b.asarray(Z), "softmax") for b in (CPU, backend())))

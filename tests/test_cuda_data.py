@@ -229,6 +229,7 @@ def test_data_that_do_not_fit_come_slab_by_slab_with_the_same_bits(
 
 def test_a_callback_ends_a_run_in_the_middle_of_a_slab(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "SLAB_BYTES", 64 * 1024)
+    monkeypatch.setattr(training, "SLICE_SECONDS", 1e9)
     X, y = examples(2000, 64)
     ends = []
     for device in (GPU(limit=300_000), GPU()):
@@ -387,7 +388,8 @@ def test_a_launch_holds_several_steps(gpu: GPU, steps: int) -> None:
         assert (totals.get() == expected).all()
 
 
-def test_an_epoch_is_few_launches_and_still_reports(gpu: GPU) -> None:
+def test_an_epoch_is_few_launches_and_still_reports(gpu: GPU, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "SLICE_SECONDS", 1e9)
     X, y = examples(16 * 50)
     seen: list[tuple[int, float]] = []
     trained(CUDABackend(gpu), X, y, epochs=1, callbacks=lambda p: seen.append((p.examples, p.loss)))

@@ -161,6 +161,8 @@ class GPU(EmulatedDevice):
         return super().to_numpy(array.host)
 
     def address(self, array: Any) -> int:
+        if not isinstance(array, GPUArray) and array.ndim:
+            raise TypeError("a kernel is given the address of an array on the host")
         return super().address(array.host if isinstance(array, GPUArray) else array)
 
     def adopt(self, array: Any) -> GPUArray:
