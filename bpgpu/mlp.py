@@ -21,6 +21,7 @@ from .checks import as_labels, as_matrix, as_numbers, as_targets, as_weights, ne
 from .kernels.names import ACTIVATIONS, LOSSES, SAVES_Z
 from .optim import SGD
 from .random import WEIGHTS, check_seed, uniform
+from .reverse import Reverse
 
 if TYPE_CHECKING:
     from .training import Callback, History, Trainer
@@ -176,14 +177,16 @@ class MLP:
         delta, losses = b.output_delta(
             passes.saved[-1], b.asarray(self.targets(y, n)), self.loss, self.output_activation, scale=scale
         )
-        deltas = [delta]
-        for l in range(len(self.weights) - 1, 0, -1):
-            deltas.insert(0, b.hidden_delta(deltas[0], self.weights[l], passes.saved[l - 1], self.activations[l - 1]))
+        deltas = self.reverse(passes).deltas(delta)
         gradient = b.empty(self.theta.shape, self.dtype)
         dW, db = self.views(gradient)
         for l, delta in enumerate(deltas):
             b.dense_gradient(passes.a[l], delta, dW=dW[l], db=db[l])
         return Backward(self._sum(losses), deltas, gradient, dW, db)
+
+    def reverse(self, passes: Passes) -> Reverse:
+        """The network in reverse, its gains f'(z) fixed by a forward pass: rev(dC/dy) gives every delta and dC/dx."""
+        return Reverse(passes)
 
     def gradient(self, X: Any, y: Any, *, sample_weight: Any = None) -> tuple[float, Array]:
         """(loss, gradient): L and dL/dtheta, the gradient laid out as theta."""
