@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["as_labels", "as_matrix", "as_numbers", "as_targets", "as_weights", "nearest"]
+__all__ = ["as_labels", "as_matrix", "as_numbers", "as_targets", "as_weights", "check_memory", "nearest"]
+
+MOST_BYTES = 4 << 30  # that an array for looking at may take
 
 _MEND = {  # dtype kind -> what it holds, how to make numbers of it
     "c": ("complex numbers", "pass the real and the imaginary parts as columns of their own"),
@@ -136,6 +138,12 @@ def as_weights(w: Any, *, n: int, dtype: npt.DTypeLike, name: str = "sample_weig
     if not array.any():
         raise ValueError(f"{name} is zero everywhere (as {array.dtype}); expected a positive weight")
     return array
+
+
+def check_memory(wanted: int, what: str, instead: str) -> None:
+    """MemoryError, before any work: `what` would need `wanted` bytes, more than MOST_BYTES; `instead` mends it."""
+    if wanted > MOST_BYTES:
+        raise MemoryError(f"{what} would need {wanted / 1e9:,.1f} GB; at most {MOST_BYTES / 1e9:.1f} GB is allowed: {instead}")
 
 
 def _column(array: np.ndarray, n: int, name: str) -> np.ndarray:

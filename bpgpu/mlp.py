@@ -24,6 +24,7 @@ from .random import WEIGHTS, check_seed, uniform
 from .reverse import Reverse
 
 if TYPE_CHECKING:
+    from .trace import Trace
     from .training import Callback, History, Trainer
 
 BLOCK = 1024  # rows that go through the network at a time in predict and evaluate; results do not depend on it
@@ -54,6 +55,7 @@ class Backward:
     """What the backward pass gives: the loss, delta[l] = dL/dz(l) (n, units), and the gradient, laid out as theta."""
 
     loss: float
+    losses: Array  # (n,) of which the loss is the sum: C^n times 1/n, 1 or the example's weight
     delta: list[Array]
     gradient: Array
     dW: list[Array]
@@ -182,7 +184,7 @@ class MLP:
         dW, db = self.views(gradient)
         for l, delta in enumerate(deltas):
             b.dense_gradient(passes.a[l], delta, dW=dW[l], db=db[l])
-        return Backward(self._sum(losses), deltas, gradient, dW, db)
+        return Backward(self._sum(losses), losses, deltas, gradient, dW, db)
 
     def reverse(self, passes: Passes) -> Reverse:
         """The network in reverse, its gains f'(z) fixed by a forward pass: rev(dC/dy) gives every delta and dC/dx."""
@@ -192,6 +194,15 @@ class MLP:
         """(loss, gradient): L and dL/dtheta, the gradient laid out as theta."""
         back = self.backward(self.forward(X), y, sample_weight=sample_weight)
         return back.loss, back.gradient
+
+    def trace(self, x: Any, y: Any) -> Trace:
+        """Everything both passes compute of one example x (inputs) or a batch (n, inputs), on the host; print it.
+
+        MemoryError: more than fits; ValueError, TypeError: x or y is not what it should be.
+        """
+        from .trace import trace
+
+        return trace(self, x, y)
 
     # -- training --------------------------------------------------------------------------------------------------------
 
