@@ -11,12 +11,14 @@ from .files import load
 from .kernels.names import ACTIVATIONS, LOSSES
 from .mlp import MLP, Backward, Passes
 from .optim import SGD
+from .per_example import ExampleNorms, NoiseScale
 from .reverse import Reverse, Reversed
 from .training import Diverged, History, Progress
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "ACTIVATIONS", "LOSSES", "MLP", "SGD", "Backend", "BackendUnavailable", "Backward", "Data", "Diverged", "History",
-    "Passes", "Progress", "Reverse", "Reversed", "backends", "get_backend", "load", "load_data", "mnist10k",
+    "ACTIVATIONS", "LOSSES", "MLP", "SGD", "Backend", "BackendUnavailable", "Backward", "Data", "Diverged", "ExampleNorms",
+    "History", "NoiseScale", "Passes", "Progress", "Reverse", "Reversed", "backends", "get_backend", "load", "load_data",
+    "mnist10k",
 ]  # fmt: skip

@@ -20,7 +20,10 @@ from .launching import KernelBackend, Record, new_record
 
 SMALL = {"BM": 64, "BN": 64, "TM": 4, "TN": 4, "THREADS": 256}  # tiles of a product; results do not depend on them
 LARGE = {"BM": 128, "BN": 64, "TM": 8, "TN": 4, "THREADS": 256}
-THREADS = {"update": 256, "column_sum": 128, "gather": 128, "activate": 32, "output_delta": 32, "total": 32}
+THREADS = {
+    "update": 256, "column_sum": 128, "gather": 128, "activate": 32, "output_delta": 32, "total": 32,
+    "example_norms": 64, "clip": 128,
+}  # fmt: skip
 OPTIONS = ("--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true")  # exact means exact
 MOST_BLOCKS = 4096  # of an update, which goes over its array in strides
 
@@ -133,7 +136,7 @@ class CUDABackend(KernelBackend):
 
     def _launch(self, name: str, dtype: str | None, options: tuple[str, ...], job: Record, items: int, *alive: Any) -> None:
         threads = THREADS[name]
-        blocks = min(-(-items // threads), MOST_BLOCKS) if name in ("update", "column_sum") else items
+        blocks = min(-(-items // threads), MOST_BLOCKS) if name in ("update", "column_sum", "example_norms") else items
         arguments = (job, self.step_record) if name in ("gather", "total") else (job,)
         self._issue(self.function(name, dtype, options, THREADS=threads), (blocks, 1, 1), threads, arguments, alive)
 

@@ -16,10 +16,12 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from . import per_example
 from .backend import DTYPES, Array, Backend, check_pair, get_backend
 from .checks import as_labels, as_matrix, as_numbers, as_targets, as_weights, nearest
 from .kernels.names import ACTIVATIONS, LOSSES, SAVES_Z
 from .optim import SGD
+from .per_example import ExampleNorms, NoiseScale, check_limit, clip
 from .random import WEIGHTS, check_seed, uniform
 from .reverse import Reverse
 
@@ -160,7 +162,10 @@ class MLP:
 
     def forward(self, X: Any) -> Passes:
         """The forward pass of X (n, inputs), everything kept.  ValueError, TypeError: X is not what it should be."""
-        a, saved = [self._inputs(X)], []
+        return self._passes(self._inputs(X))
+
+    def _passes(self, X: Array) -> Passes:
+        a, saved = [X], []
         for l, activation in enumerate(self.activations):
             Z = self.backend.empty((len(a[0]), self.layers[l + 1]), self.dtype) if activation in SAVES_Z else None
             a.append(self.backend.dense_forward(a[l], self.weights[l], self.biases[l], activation, Z=Z))
@@ -169,17 +174,21 @@ class MLP:
         a.append(self.backend.activate(saved[-1], self.output_activation))
         return Passes(self, a, saved)
 
-    def backward(self, passes: Passes, y: Any, *, sample_weight: Any = None) -> Backward:
+    def backward(self, passes: Passes, y: Any, *, sample_weight: Any = None, clip_per_example: float | None = None) -> Backward:
         """The backward pass: from the loss against y through the network run in reverse.
 
-        y: labels (n,), or targets (n, outputs); sample_weight (n,) or None.
+        y: labels (n,), or targets (n, outputs); sample_weight (n,) or None.  clip_per_example: dC^n/dtheta of every
+        example, by itself, is made no longer than this (delta then is the clipped one; the loss is what it was).
         """
+        limit = check_limit(clip_per_example)
         b, n = self.backend, len(passes.a[0])
         scale = b.asarray(self.scale(n, sample_weight))
         delta, losses = b.output_delta(
             passes.saved[-1], b.asarray(self.targets(y, n)), self.loss, self.output_activation, scale=scale
         )
         deltas = self.reverse(passes).deltas(delta)
+        if limit is not None:
+            clip(b, passes.a[:-1], deltas, b.asarray(np.full(1, limit, self.dtype)), scale)
         gradient = b.empty(self.theta.shape, self.dtype)
         dW, db = self.views(gradient)
         for l, delta in enumerate(deltas):
@@ -190,9 +199,11 @@ class MLP:
         """The network in reverse, its gains f'(z) fixed by a forward pass: rev(dC/dy) gives every delta and dC/dx."""
         return Reverse(passes)
 
-    def gradient(self, X: Any, y: Any, *, sample_weight: Any = None) -> tuple[float, Array]:
-        """(loss, gradient): L and dL/dtheta, the gradient laid out as theta."""
-        back = self.backward(self.forward(X), y, sample_weight=sample_weight)
+    def gradient(
+        self, X: Any, y: Any, *, sample_weight: Any = None, clip_per_example: float | None = None
+    ) -> tuple[float, Array]:
+        """(loss, gradient): L and dL/dtheta, the gradient laid out as theta; the arguments are those of backward."""
+        back = self.backward(self.forward(X), y, sample_weight=sample_weight, clip_per_example=clip_per_example)
         return back.loss, back.gradient
 
     def trace(self, x: Any, y: Any) -> Trace:
@@ -204,13 +215,43 @@ class MLP:
 
         return trace(self, x, y)
 
+    # -- gradients of single examples (bpgpu/per_example.py) -----------------------------------------------------------------
+
+    def per_example_norms(self, X: Any, y: Any) -> ExampleNorms:
+        """|dC^n/dtheta| of every example, in all (n,) and by layer (n, L), at hardly more than the price of both passes.
+
+        |dC^n/dW|^2 = |a_n|^2 |delta_n|^2 for a dense layer (Goodfellow, 2015); no gradient is formed.
+        """
+        return per_example.norms(self, X, y)
+
+    def per_example_gradients(self, X: Any, y: Any) -> np.ndarray[Any, Any]:
+        """dC^n/dtheta of every example, (n, parameters), each row laid out as theta.  MemoryError: more than fits."""
+        return per_example.gradients(self, X, y)
+
+    def per_example_gram(self, X: Any, y: Any) -> np.ndarray[Any, Any]:
+        """<dC^n/dtheta, dC^m/dtheta> of all pairs of examples, (n, n) float64: (A A^T + 1) * (D D^T), summed over layers.
+
+        MemoryError: more examples than fit.
+        """
+        return per_example.gram(self, X, y)
+
+    def gradient_noise_scale(self, X: Any, y: Any) -> NoiseScale:
+        """trace of the covariance of dC^n/dtheta over |dC/dtheta|^2: about the batch size beyond which a larger one gains
+        little.  McCandlish et al., arXiv:1812.06162 (2018), section 2.2.  ValueError: fewer than two examples.
+        """
+        return per_example.noise_scale(self, X, y)
+
     # -- training --------------------------------------------------------------------------------------------------------
 
-    def train_step(self, X: Any, y: Any, optimizer: SGD, *, sample_weight: Any = None) -> float:
-        """One step of gradient descent on one batch; gives the loss before the step."""
+    def train_step(
+        self, X: Any, y: Any, optimizer: SGD, *, sample_weight: Any = None, clip_per_example: float | None = None
+    ) -> float:
+        """One step of gradient descent on one batch; gives the loss before the step.  clip_per_example: see backward."""
         X = self._inputs(X)
         y, scale = self.targets(y, len(X)), self.scale(len(X), sample_weight)
-        return self.trainer(optimizer).step(optimizer, X, y, scale)
+        trainer = self.trainer(optimizer)
+        trainer.clip = check_limit(clip_per_example)
+        return trainer.step(optimizer, X, y, scale)
 
     def fit(
         self,
@@ -224,6 +265,7 @@ class MLP:
         sample_weight: Any = None,
         shuffle: bool = True,
         restore_best: bool = False,
+        clip_per_example: float | None = None,
         callback: Callback | None = None,
     ) -> History:
         """Train for a number of epochs; see bpgpu.training.fit.  The default optimizer is SGD(0.05, momentum=0.9)."""
@@ -231,7 +273,8 @@ class MLP:
 
         return fit(
             self, X, y, epochs=epochs, batch_size=batch_size, optimizer=optimizer, validation_data=validation_data,
-            sample_weight=sample_weight, shuffle=shuffle, restore_best=restore_best, callback=callback,
+            sample_weight=sample_weight, shuffle=shuffle, restore_best=restore_best, clip_per_example=clip_per_example,
+            callback=callback,
         )  # fmt: skip
 
     def trainer(self, optimizer: SGD) -> Trainer:

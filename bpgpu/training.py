@@ -19,6 +19,7 @@ from .backend import Array, Program
 from .checks import as_matrix, as_weights
 from .kernels.names import SAVES_Z
 from .optim import SGD
+from .per_example import check_limit, clip
 from .random import SHUFFLE, permutation
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Diverged(ArithmeticError):
 class Step:
     """The arrays of a training step for one batch size."""
 
-    def __init__(self, net: MLP, n: int, labels: bool, weighted: bool) -> None:
+    def __init__(self, net: MLP, n: int, labels: bool, weighted: bool, limit: float | None) -> None:
         b, units = net.backend, net.layers
         self.net, self.n = net, n
         self.X = b.empty((n, units[0]), net.dtype)
@@ -73,8 +74,10 @@ class Step:
         self.a = [self.X, *(b.empty((n, o), net.dtype) for o in units[1:])]
         hidden = zip(units[1:-1], net.activations, strict=True)
         self.z = [b.empty((n, o), net.dtype) if f in SAVES_Z else None for o, f in hidden]
-        room = [b.empty((n * max(units[1:]),), net.dtype) for _ in range(2)]  # deltas of two neighbouring layers
-        self.delta = [room[l % 2][: n * o].reshape(n, o) for l, o in enumerate(units[1:])]
+        self.limit = None if limit is None else b.asarray(np.full(1, limit, net.dtype))  # of an example's gradient
+        rooms = 2 if limit is None else len(units)  # deltas of two neighbouring layers, or of all of them to be clipped
+        room = [b.empty((n * max(units[1:]),), net.dtype) for _ in range(rooms)]
+        self.delta = [room[l % rooms][: n * o].reshape(n, o) for l, o in enumerate(units[1:])]
 
     def record(self, losses: Array, trainer: Trainer) -> None:
         """Issue the operations of the step; L of step t goes to losses[t]."""
@@ -91,7 +94,12 @@ class Step:
             if l > 0:
                 saved = self.a[l] if self.z[l - 1] is None else self.z[l - 1]
                 b.hidden_delta(self.delta[l], net.weights[l], saved, net.activations[l - 1], dZ_below=self.delta[l - 1])
-            trainer.record_update(l, self.a[l], self.delta[l])
+            if self.limit is None:
+                trainer.record_update(l, self.a[l], self.delta[l])
+        if self.limit is not None:
+            clip(b, self.a[:-1], self.delta, self.limit, self.scale)
+            for l in range(last, -1, -1):
+                trainer.record_update(l, self.a[l], self.delta[l])
 
 
 class Trainer:
@@ -99,6 +107,7 @@ class Trainer:
 
     def __init__(self, net: MLP) -> None:
         self.net, self.rule = net, ""
+        self.clip: float | None = None  # the longest that an example's gradient may be
         self.hyper = net.backend.empty((2, 3), net.dtype)
         self.losses = net.backend.empty((1,), net.dtype)
         self.velocity: Array = None  # like theta, once there is momentum
@@ -129,9 +138,9 @@ class Trainer:
     def step(self, optimizer: SGD, X: Array, y: np.ndarray[Any, Any], scale: np.ndarray[Any, Any]) -> float:
         """One step on one batch (arrays as the network's checks leave them); the loss before the step."""
         self.prepare(optimizer)
-        b, key = self.net.backend, (len(X), y.ndim, len(scale) > 1)
+        b, key = self.net.backend, (len(X), y.ndim, len(scale) > 1, self.clip)
         if key not in self._steps:
-            step = Step(self.net, len(X), y.ndim == 1, len(scale) > 1)
+            step = Step(self.net, len(X), y.ndim == 1, len(scale) > 1, self.clip)
             with b.capture() as program:
                 step.record(self.losses, self)
             self._steps[key] = step, program
@@ -158,7 +167,7 @@ class Epochs:
         for start, n, steps in ((0, self.batch, self.full), (self.full * self.batch, self.rest, 1)):
             if n == 0:
                 continue
-            step = Step(net, n, y.ndim == 1, weight is not None)
+            step = Step(net, n, y.ndim == 1, weight is not None, trainer.clip)
             losses = self.losses[:steps] if start == 0 else self.losses[steps * self.full :]
             with b.capture() as program:
                 b.gather(X, self.order[start:], step.X)
@@ -201,6 +210,7 @@ def fit(
     sample_weight: Any,
     shuffle: bool,
     restore_best: bool,
+    clip_per_example: float | None,
     callback: Callback | None,
 ) -> History:
     """Train `net` on X (n, inputs) and y for `epochs` epochs of batches of `batch_size` (the last one may be smaller).
@@ -210,6 +220,7 @@ def fit(
     shuffle          a new order each epoch, a function of the network's seed and the number of epochs it has trained
     restore_best     leave the weights of the best epoch (by validation accuracy, else validation loss, else loss), also
                      when Ctrl-C or an error ends the training; without it those of the last step
+    clip_per_example  dC^n/dtheta of every example is made no longer than this before they are added up
     callback         called with a Progress some times a second and after each epoch; True ends the training
 
     Raises Diverged when the loss is no longer finite; ValueError and TypeError before any work if an argument is wrong.
@@ -228,6 +239,7 @@ def fit(
         net.targets(validation_data[1], len(as_matrix(validation_data[0], dtype=net.dtype, width=net.layers[0])))
     optimizer = optimizer or SGD(0.05, momentum=0.9)
     trainer = net.trainer(optimizer)
+    trainer.clip = check_limit(clip_per_example)
     trainer.prepare(optimizer)
     run = Epochs(trainer, X, net.backend.asarray(targets), weight, batch_size)
     history, best, good = History(), Best(net, restore_best), net.backend.copy(net.theta)

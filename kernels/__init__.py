@@ -22,6 +22,8 @@ _MAKERS = {
     "activate": ("output_delta", "activate"),
     "total": ("output_delta", "total"),
     "gather": ("gather", "gather"),
+    "example_norms": ("clip", "example_norms"),
+    "clip": ("clip", "clip"),
     "lead": ("team", "leader"),
     "follow": ("team", "follower"),
 }

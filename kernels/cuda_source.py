@@ -19,7 +19,7 @@ from .names import SAVES_Z
 FOLDER = Path(__file__).parent
 _NUMBERS = "INV_LN2 INV_SQRT_2PI SQRT_2 SCALED_TANH TANH_SCALE LEAK SELU_SCALE SELU_ALPHA".split()
 _OF_DTYPE = "ln2_high ln2_low exp_lowest exp_highest expm1_lowest tanh_highest smallest_normal tail_center".split()
-_RECORDS = "UPDATE PRODUCT FORWARD HIDDEN COLUMN_SUM FLAT_UPDATE OUTPUT ACTIVATE GATHER TOTAL STEP".split()
+_RECORDS = "UPDATE PRODUCT FORWARD HIDDEN COLUMN_SUM FLAT_UPDATE OUTPUT ACTIVATE GATHER TOTAL NORMS CLIP STEP".split()
 
 _FLOAT32 = """
 typedef float real;
@@ -29,6 +29,7 @@ FUNCTION bits to_bits(real x) { return __float_as_int(x); }
 FUNCTION real fused(real a, real b, real c) { return __fmaf_rn(a, b, c); }
 FUNCTION real round_even(real x) { return rintf(x); }
 FUNCTION real magnitude(real x) { return fabsf(x); }
+FUNCTION real root(real x) { return sqrtf(x); }
 FUNCTION real with_sign(real x, real sign) { return copysignf(x, sign); }
 FUNCTION real infinity() { return __int_as_float(0x7f800000); }
 FUNCTION real not_a_number() { return __int_as_float(0x7fc00000); }
@@ -41,6 +42,7 @@ FUNCTION bits to_bits(real x) { return __double_as_longlong(x); }
 FUNCTION real fused(real a, real b, real c) { return __fma_rn(a, b, c); }
 FUNCTION real round_even(real x) { return rint(x); }
 FUNCTION real magnitude(real x) { return fabs(x); }
+FUNCTION real root(real x) { return sqrt(x); }
 FUNCTION real with_sign(real x, real sign) { return copysign(x, sign); }
 FUNCTION real infinity() { return __longlong_as_double(0x7ff0000000000000LL); }
 FUNCTION real not_a_number() { return __longlong_as_double(0x7ff8000000000000LL); }

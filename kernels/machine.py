@@ -12,7 +12,10 @@ import numpy as np
 
 CHUNK = 256  # terms of a sum that are added up on their own: part of the numerics contract, on every machine
 TILE_ROWS = 6  # rows of the largest register tile
-GRAIN = {"gather": 8, "activate": 8, "output_delta": 8, "update": 8192, "column_sum": 64, "total": 1}  # of work in an item
+GRAIN = {  # of work in an item
+    "gather": 8, "activate": 8, "output_delta": 8, "update": 8192, "column_sum": 64, "total": 1,
+    "example_norms": 16, "clip": 16,
+}  # fmt: skip
 MAX_ROWS, MAX_COLS, MAX_BLOCK = 192, 256, 192 * 256  # of a thread's block of a product
 
 

@@ -38,6 +38,8 @@ OUTPUT = _words("Z", "Z_row", "rows", "columns", "y", "y_row", "scale", "scale_s
 ACTIVATE = _words("Z", "Z_row", "rows", "columns", "A", "A_row")
 GATHER = _words("source", "row_bytes", "order", "rows", "target")
 TOTAL = _words("numbers", "length", "target", "target_step")
+NORMS = _words("X", "X_row", "X_columns", "dZ", "dZ_row", "dZ_columns", "rows", "add", "norms")
+CLIP = _words("dZ", "dZ_row", "rows", "columns", "norms", "scale", "scale_step", "limit")
 STEP = _words("step")  # on the GPU: where the number of the step is
 
 
