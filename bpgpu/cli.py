@@ -1,8 +1,9 @@
-"""The command line: bpgpu train, predict and info."""
+"""The command line: bpgpu train, predict, check and info."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import sys
@@ -28,7 +29,8 @@ CLASSIFIES = ("cross_entropy", "binary_cross_entropy")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; gives the exit status: 0, 2 for an error (one sentence on stderr), 130 after Ctrl-C."""
+    """Run one command; gives the exit status: 0, 1 for a failed check, 2 for an error (one sentence on stderr), 130 after
+    Ctrl-C."""
     options = _parser().parse_args(arguments)
     try:
         status = int(options.run(options))
@@ -87,6 +89,15 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--target", help="name or number of the target column of a CSV file")
     predict.add_argument("--proba", action="store_true", help="print the probabilities of all classes instead")
     predict.add_argument("--backend", default="cpu", help="cpu, cuda, auto or numpy")
+
+    check = commands.add_parser(
+        "check",
+        help="check that gradients are right, and bits the same, on this machine",
+        description="A certificate of this machine: true gradients, the same bits for any number of threads, in every run and "
+        "on CPU and GPU, as a table. The exit status is 0 if everything holds that can be checked here, 1 if not.",
+    )
+    check.set_defaults(run=_check)
+    check.add_argument("--json", action="store_true", help="print JSON, for a bug report")
 
     info = commands.add_parser("info", help="what bpgpu finds on this machine")
     info.set_defaults(run=_info)
@@ -241,6 +252,17 @@ def _predict(options: argparse.Namespace) -> int:
         right = sum(line == data.classes[label] for line, label in zip(lines, y, strict=True))
         print(f"accuracy {right / len(lines):.2%} ({right} of {len(lines)})", file=sys.stderr)
     return 0
+
+
+# -- check ---------------------------------------------------------------------------------------------------------------
+
+
+def _check(options: argparse.Namespace) -> int:
+    from .certificate import as_dict, certify, report
+
+    checks = certify()
+    print(json.dumps(as_dict(checks), indent=2) if options.json else report(checks))
+    return int(any(check.passed is False for check in checks))
 
 
 # -- info ----------------------------------------------------------------------------------------------------------------
