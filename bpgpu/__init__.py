@@ -8,6 +8,7 @@ net.predict(X_new)
 from .backend import Backend, BackendUnavailable, backends, get_backend
 from .data import Data, load_data, mnist10k
 from .files import load
+from .health import Health
 from .kernels.names import ACTIVATIONS, LOSSES
 from .mlp import MLP, Backward, Passes
 from .optim import SGD
@@ -19,6 +20,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ACTIVATIONS", "LOSSES", "MLP", "SGD", "Backend", "BackendUnavailable", "Backward", "Data", "Diverged", "ExampleNorms",
-    "History", "NoiseScale", "Passes", "Progress", "Reverse", "Reversed", "backends", "get_backend", "load", "load_data",
-    "mnist10k",
+    "Health", "History", "NoiseScale", "Passes", "Progress", "Reverse", "Reversed", "backends", "get_backend", "load",
+    "load_data", "mnist10k",
 ]  # fmt: skip

@@ -17,6 +17,7 @@ import numpy as np
 
 from .backend import Array, Program
 from .checks import as_matrix, as_weights
+from .health import Health, Observer
 from .kernels.names import SAVES_Z
 from .optim import SGD
 from .per_example import check_limit, clip
@@ -30,12 +31,17 @@ SLICE_SECONDS = 0.1  # how long a replay may take before Python looks at Ctrl-C 
 
 @dataclass
 class History:
-    """What happened, one entry an epoch: mean loss of the batches, validation loss and accuracy, seconds of training."""
+    """What happened, one entry an epoch: mean loss of the batches, validation loss and accuracy, seconds of training.
+
+    health has an entry now and then (bpgpu/health.py), notes a sentence for each kind of trouble that was seen.
+    """
 
     loss: list[float] = field(default_factory=list)
     validation_loss: list[float] = field(default_factory=list)
     validation_accuracy: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    health: list[Health] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     best_epoch: int | None = None  # counted from 0; None before the first epoch has ended
 
 
@@ -241,8 +247,10 @@ def fit(
     trainer = net.trainer(optimizer)
     trainer.clip = check_limit(clip_per_example)
     trainer.prepare(optimizer)
-    run = Epochs(trainer, X, net.backend.asarray(targets), weight, batch_size)
+    device_y = net.backend.asarray(targets)
+    run = Epochs(trainer, X, device_y, weight, batch_size)
     history, best, good = History(), Best(net, restore_best), net.backend.copy(net.theta)
+    observer = Observer(net, X, device_y, run.order)
 
     def diverged(what: str) -> Diverged:
         net.backend.write(net.theta, good)
@@ -276,6 +284,7 @@ def fit(
             net.epochs_trained += 1
             history.loss.append(run.mean_loss(run.n))
             history.seconds.append(time.perf_counter() - begun)
+            observer.look(before, history)
             if validation_data is not None:
                 loss, accuracy = net.evaluate(*validation_data)
                 history.validation_loss.append(loss)
