@@ -5,6 +5,7 @@ net.fit(X, y, epochs=10, optimizer=bpgpu.SGD(0.05, momentum=0.9), validation_dat
 net.predict(X_new)
 """
 
+from . import plots
 from .backend import Backend, BackendUnavailable, backends, get_backend
 from .data import Data, load_data, mnist10k
 from .files import load
@@ -21,5 +22,5 @@ __version__ = "0.1.0"
 __all__ = [
     "ACTIVATIONS", "LOSSES", "MLP", "SGD", "Backend", "BackendUnavailable", "Backward", "Data", "Diverged", "ExampleNorms",
     "Health", "History", "NoiseScale", "Passes", "Progress", "Reverse", "Reversed", "backends", "get_backend", "load",
-    "load_data", "mnist10k",
+    "load_data", "mnist10k", "plots",
 ]  # fmt: skip
