@@ -1,4 +1,4 @@
-"""The command line: bpgpu train, predict, check and info."""
+"""The command line: bpgpu train, predict, trace, check and info."""
 
 from __future__ import annotations
 
@@ -89,6 +89,21 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--target", help="name or number of the target column of a CSV file")
     predict.add_argument("--proba", action="store_true", help="print the probabilities of all classes instead")
     predict.add_argument("--backend", default="cpu", help="cpu, cuda, auto or numpy")
+
+    trace = commands.add_parser(
+        "trace",
+        help="see both passes of one example",
+        description="Print z, a, f'(z) and delta of one example in a saved network, with the largest dC/dw of its first layer "
+        "unfolded; or write a page that steps through both passes. Of a data set with a test part, the test part.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    trace.set_defaults(run=_trace)
+    trace.add_argument("model", metavar="MODEL", nargs="?", default="bpgpu-model.safetensors", help="as train has saved it")
+    trace.add_argument("--data", help="directory or file, as for train (default: a part of MNIST)")
+    trace.add_argument("--target", help="name or number of the target column of a CSV file")
+    trace.add_argument("--example", type=int, default=0, metavar="N", help="which one, counted from 0")
+    trace.add_argument("--html", metavar="FILE", help="write a page instead: one file that needs no network")
+    trace.add_argument("--backend", default="cpu", help="cpu, cuda, auto or numpy")
 
     check = commands.add_parser(
         "check",
@@ -188,15 +203,15 @@ def _parts(data: Data, share: float, seed: int) -> tuple[Any, Any, Any]:
     return (X[rest], y[rest]), (X[validation], y[validation]), test
 
 
-def _check_writable(path: str) -> None:
+def _check_writable(path: str, option: str = "--output") -> None:
     """Raise OSError now rather than after the training."""
     file = Path(path)
     if file.is_dir():
-        raise IsADirectoryError(f"--output {path} is a directory; expected the name of a file")
+        raise IsADirectoryError(f"{option} {path} is a directory; expected the name of a file")
     if not file.parent.is_dir():
-        raise FileNotFoundError(f"--output {path}: there is no directory {file.parent}; create it first")
+        raise FileNotFoundError(f"{option} {path}: there is no directory {file.parent}; create it first")
     if not os.access(file.parent, os.W_OK):
-        raise PermissionError(f"--output {path}: the directory {file.parent} cannot be written to")
+        raise PermissionError(f"{option} {path}: the directory {file.parent} cannot be written to")
 
 
 @contextmanager
@@ -251,6 +266,31 @@ def _predict(options: argparse.Namespace) -> int:
     if y is not None and data.classes and net.classes and not options.proba:
         right = sum(line == data.classes[label] for line, label in zip(lines, y, strict=True))
         print(f"accuracy {right / len(lines):.2%} ({right} of {len(lines)})", file=sys.stderr)
+    return 0
+
+
+# -- trace ---------------------------------------------------------------------------------------------------------------
+
+
+def _trace(options: argparse.Namespace) -> int:
+    if options.html:
+        _check_writable(options.html, "--html")
+    if not Path(options.model).exists():
+        raise FileNotFoundError(f"there is no model {options.model}; train one first: bpgpu train")
+    net = load(options.model, backend=options.backend)
+    data = load_data(options.data, target=options.target) if options.data else mnist10k()
+    X, y = (data.X, data.y) if data.X_test is None else (data.X_test, data.y_test)
+    if y is None:
+        raise ValueError(f"{data.name} has no labels to trace the loss of")
+    if not 0 <= options.example < len(X):
+        raise ValueError(f"--example is {options.example}; expected 0 to {len(X) - 1}")
+    trace = net.trace(X[options.example], y[options.example])
+    if options.html:
+        trace.to_html(options.html)
+        print(f"saved {options.html}")
+        return 0
+    i, o = np.unravel_index(int(np.abs(trace.dW[0]).argmax()), trace.dW[0].shape)
+    print(f"{trace}\n\n{trace.explain(0, int(i), int(o))}")
     return 0
 
 

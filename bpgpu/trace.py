@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,8 @@ import numpy as np
 
 from .checks import check_memory
 from .explain import Explanation, explain
+from .files import write_whole
+from .page import page
 
 if TYPE_CHECKING:
     from .mlp import MLP
@@ -109,6 +112,14 @@ class Trace:
             where = {"example": example, "layer": np.full(z.size, l), "unit": unit}
             frames.append(pd.DataFrame(where | {name: array.ravel() for name, array in values.items()}))
         return pd.concat(frames, ignore_index=True)
+
+    def to_html(self, path: str | os.PathLike[str], example: int = 0) -> None:
+        """Write one self-contained page that steps through both passes of one example.
+
+        Small layers are shown in full, of large ones the units through which most of the gradient runs.  OSError: the file
+        cannot be written; IndexError: no such example.
+        """
+        write_whole(path, page(self, example).encode())
 
 
 def trace(net: MLP, x: Any, y: Any) -> Trace:
