@@ -75,6 +75,11 @@ class Backend(ABC):
         finally:
             self._of_thread.recorder = None
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """In a capture: the operations of a with block do not depend on each other, and may run at the same time."""
+        yield
+
     def _limit(self, steps: int) -> None:
         if self.recorder is not None:
             self.recorder.limit = min(self.recorder.limit, steps)

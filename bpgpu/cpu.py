@@ -7,6 +7,8 @@ import math
 import os
 import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import numpy as np
 
 from .backend import Program
 from .kernels import kernel, records
-from .kernels.machine import GRAIN, TILE_ROWS, lanes
+from .kernels.machine import GRAIN, Lanes, lanes
 from .launching import KernelBackend, new_record
 
 Array = np.ndarray[Any, Any]
@@ -115,21 +117,28 @@ class CPUProgram(Program):
 
     def __init__(self, backend: CPUBackend) -> None:
         self._backend = backend
-        self._entries: list[tuple[int, int, int]] = []
+        self.entries: list[list[int]] = []  # the fields of records.ENTRY
+        self.joining, self.first = False, 0  # whether entries are run together now, and with which one on
         self._alive: list[Any] = []  # jobs and arrays that the kernels reach by address
         self._program: Array | None = None
 
     def add(self, kernel: int, job: Array, items: int, alive: tuple[Any, ...]) -> None:
-        self._entries.append((kernel, _address(job), items))
+        if not self.joining:
+            self.first = len(self.entries)
+        self.entries.append([kernel, _address(job), items, 0, 0])
+        self.entries[self.first][3:] = len(self.entries) - self.first, self.entries[self.first][4] + items
         self._alive.append((job, alive))
         self._program = None
 
     def _run(self, first_step: int, steps: int) -> None:
         if self._program is None:
-            self._table = np.array(self._entries, records.ENTRY)
-            self._program = new_record(records.PROGRAM, entries=_address(self._table), length=len(self._table))
+            self._table = np.array([tuple(entry) for entry in self.entries], records.ENTRY)
+            self._program = new_record(
+                records.PROGRAM, entries=_address(self._table), length=len(self._table),
+                stages=np.count_nonzero(self._table["together"]),
+            )  # fmt: skip
         self._program["first_step"], self._program["last_step"] = first_step, first_step + steps
-        if steps > 0 and self._entries:
+        if steps > 0 and self.entries:
             self._backend.team.run(self._program)
 
 
@@ -179,21 +188,41 @@ class CPUBackend(KernelBackend):
         if recorder is None:
             program.run()
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        program = self.recorder
+        if isinstance(program, CPUProgram) and not program.joining:
+            program.joining, program.first = True, len(program.entries)
+            try:
+                yield
+            finally:
+                program.joining = False
+        else:
+            yield
+
     def _launch_product(self, name: str, dtype: str, option: str, product: Array, job: Array, *alive: Any) -> None:
-        most = (96, 256) if name == "dense_gradient" else (192, 128)
-        width = lanes(dtype).width
         M, N = int(product["M"]), int(product["N"])
-        rows, cols = product["row_block"], product["col_block"] = self._blocks(M, N, most, width)
+        rows, cols = product["row_block"], product["col_block"] = self._blocks(name, M, N, lanes(dtype))
         product["finish"], product["finish_job"] = kernel(name, dtype, option), _address(job)
         self._launch("product", dtype, (), product, -(-M // rows) * -(-N // cols), job, *alive)
 
-    def _blocks(self, M: int, N: int, most: tuple[int, int], width: int) -> tuple[int, int]:
+    def _launch_gradient(self, dtype: str, rule: str, product: Array, job: Array, sums: Array, *alive: Any) -> None:
+        with self.together():
+            self._launch_product("dense_gradient", dtype, rule, product, job, *alive)
+            self._launch("column_sum", dtype, (rule,), sums, int(sums["columns"]), *alive)
+
+    def _blocks(self, name: str, M: int, N: int, V: Lanes) -> tuple[int, int]:
         """Rows and columns of a thread's block of C: evenly cut, and so small that every thread has several."""
-        rows, cols = _even(M, most[0], TILE_ROWS), _even(N, most[1], width)
+        most_rows, most_cols = (256, 128) if name == "dense_forward" else (128, 256)
+        rows, cols = _even(M, most_rows, V.rows), _even(N, most_cols, V.width)
         wanted = 6 * self.threads if self.threads > 1 else 1
-        while -(-M // rows) * -(-N // cols) < wanted and (cols > 2 * width or rows > 4 * TILE_ROWS):
-            if cols > 2 * width:
-                cols = _even(N, cols // 2, width)
+        while -(-M // rows) * -(-N // cols) < wanted:
+            shorter, narrower = rows > 4 * V.rows, cols > 2 * V.width
+            # a gradient's rows first: two threads that write to the same rows of W take each other's cache lines away
+            if shorter and (name == "dense_gradient" or not narrower):
+                rows = _even(M, rows // 2, V.rows)
+            elif narrower:
+                cols = _even(N, cols // 2, V.width)
             else:
-                rows = _even(M, rows // 2, TILE_ROWS)
+                break
         return rows, cols

@@ -16,16 +16,17 @@ import numpy as np
 from .backend import Array, BackendUnavailable, Program
 from .kernels import records
 from .kernels.cuda_source import source
+from .kernels.machine import CHUNK
 from .launching import KernelBackend, Record, new_record
+from .tiles import Tile, plan
 
-SMALL = {"BM": 64, "BN": 64, "TM": 4, "TN": 4, "THREADS": 256}  # tiles of a product; results do not depend on them
-LARGE = {"BM": 128, "BN": 64, "TM": 8, "TN": 4, "THREADS": 256}
 THREADS = {
-    "update": 256, "column_sum": 128, "gather": 128, "activate": 32, "output_delta": 32, "total": 32,
-    "example_norms": 64, "clip": 128,
+    "update": 256, "gather": 128, "activate": 32, "output_delta": 32, "total": 32, "example_norms": 32, "clip": 128,
 }  # fmt: skip
 OPTIONS = ("--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true")  # exact means exact
 MOST_BLOCKS = 4096  # of an update, which goes over its array in strides
+COLUMNS = 32  # that a block of dense_gradient.cu sums
+LONGEST_ROW = 1 << 25  # bytes: inside a tile, kernels/product.cuh counts in 32 bits
 
 
 class Graph(Protocol):
@@ -89,6 +90,7 @@ class CUDABackend(KernelBackend):
         self.step = device.asarray(np.zeros(1, np.int64))  # the number of the step in a program, 0 outside of one
         self.step_record = new_record(records.STEP, step=device.address(self.step))
         self._functions: dict[tuple[Any, ...], Any] = {}
+        self._shared: tuple[Array, Array] = device.empty((0,), np.float64), device.empty((0,), np.int32)
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         return self.device.empty(shape, dtype)
@@ -116,10 +118,9 @@ class CUDABackend(KernelBackend):
             self._functions[key] = self.device.compile(text, [entry])[entry]
         return self._functions[key]
 
-    def tile(self, dtype: str, rows: int, cols: int) -> dict[str, int]:
-        """The largest tile that still gives every multiprocessor a block."""
-        blocks = -(-rows // LARGE["BM"]) * -(-cols // LARGE["BN"])
-        return LARGE if dtype == "float32" and blocks >= self.device.multiprocessors else SMALL
+    def plan(self, dtype: str, rows: int, cols: int, K: int) -> tuple[Tile, int]:
+        """The tile of a product, and over how many blocks its sums are cut."""
+        return plan(dtype, rows, cols, K, self.device.multiprocessors)
 
     def _new_program(self) -> CUDAProgram:
         return CUDAProgram(self)
@@ -136,17 +137,54 @@ class CUDABackend(KernelBackend):
 
     def _launch(self, name: str, dtype: str | None, options: tuple[str, ...], job: Record, items: int, *alive: Any) -> None:
         threads = THREADS[name]
-        blocks = min(-(-items // threads), MOST_BLOCKS) if name in ("update", "column_sum", "example_norms") else items
+        blocks = min(-(-items // threads), MOST_BLOCKS) if name == "update" else items
         arguments = (job, self.step_record) if name in ("gather", "total") else (job,)
         self._issue(self.function(name, dtype, options, THREADS=threads), (blocks, 1, 1), threads, arguments, alive)
 
     def _launch_product(self, name: str, dtype: str, option: str, product: Record, job: Record, *alive: Any) -> None:
-        rows, cols = int(product["M"]), int(product["N"])
+        self._issue_product(name, dtype, option, product, (job,), 0, alive)
+
+    def _launch_gradient(self, dtype: str, rule: str, product: Record, job: Record, sums: Record, *alive: Any) -> None:
+        self._issue_product("dense_gradient", dtype, rule, product, (job, sums), -(-int(sums["columns"]) // COLUMNS), alive)
+
+    def _issue_product(
+        self, name: str, dtype: str, option: str, product: Record, jobs: tuple[Record, ...], more_blocks: int, alive: Any
+    ) -> None:
+        """`more_blocks` come before those of the product's tiles."""
+        rows, cols, K = (int(product[size]) for size in "MNK")
         if name == "hidden_delta":  # computed as dZ W^T, along the rows of its result
             rows, cols = cols, rows
-        sizes = self.tile(dtype, rows, cols)
-        grid = (-(-cols // sizes["BN"]), -(-rows // sizes["BM"]), 1)
-        self._issue(self.function(name, dtype, (option,), **sizes), grid, sizes["THREADS"], (product, job), alive)
+        if (longest := max(int(product[step]) for step in ("A_row", "A_k", "B_row"))) > LONGEST_ROW:
+            raise ValueError(
+                f"a row of {longest} bytes; on the GPU a row may have {LONGEST_ROW}: use fewer units in that layer"
+            )
+        tile, split = self.plan(dtype, rows, cols, K)
+        tiles = -(-rows // tile.BM) * -(-cols // tile.BN)
+        chunks = -(-K // CHUNK)
+        cut = new_record(records.SPLIT, steps=-(-chunks // split) * CHUNK)
+        if split > 1:
+            self._room(tiles * chunks * tile.BM * tile.BN * np.dtype(dtype).itemsize // 8, tiles)
+            cut["partials"], cut["arrived"] = map(self.address, self._shared)
+        function = self.function(name, dtype, (option,), **tile.macros, ALIGNED=_aligned(name, dtype, product))
+        arguments = (product, cut, *jobs)
+        self._issue(function, (more_blocks + tiles, split, 1), tile.threads, arguments, (alive, self._shared))
+
+    def _room(self, partials: int, tiles: int) -> None:
+        """At least this much in what all products share: sums of chunks, and zeros that count the blocks of a tile."""
+        if len(self._shared[0]) < partials or len(self._shared[1]) < tiles:
+            self._shared = (
+                self.device.empty((max(partials, len(self._shared[0])),), np.float64),
+                self.device.asarray(np.zeros(max(tiles, len(self._shared[1])), np.int32)),
+            )
+
+
+def _aligned(name: str, dtype: str, product: Record) -> int:
+    """Whether operands that do not lie along k can be copied 16 bytes at a time."""
+    addresses, sizes = {
+        "dense_forward": (("B", "B_row"), "N"), "hidden_delta": ((), ""), "dense_gradient": (("A", "A_k", "B", "B_row"), "MN"),
+    }[name]  # fmt: skip
+    words = [int(product[field]) for field in addresses] + [int(product[size]) * np.dtype(dtype).itemsize for size in sizes]
+    return int(all(word % 16 == 0 for word in words))
 
 
 class CuPyDevice:

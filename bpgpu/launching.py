@@ -1,7 +1,7 @@
 """From operations to kernels: fills in the records of kernels/records.py, the same ones for the CPU and the GPU.
 
 How a kernel is launched is the device's own (cpu.py, cuda.py): `_launch_product` for what kernels/product.py computes, with
-the operation's own record beside the product's, and `_launch` for everything else.
+the operation's own record beside the product's, `_launch_gradient` for dW and db, and `_launch` for everything else.
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ class KernelBackend(Backend):
     @abstractmethod
     def _launch_product(self, name: str, dtype: str, option: str, product: Record, job: Record, *alive: Any) -> None:
         """Run a product with the finish of the operation called `name`."""
+
+    @abstractmethod
+    def _launch_gradient(self, dtype: str, rule: str, product: Record, job: Record, sums: Record, *alive: Any) -> None:
+        """Run the product of dense_gradient, and the sums of columns beside it, under the same rule."""
 
     def _address(self, array: Array | None) -> int:
         return 0 if array is None else self.address(array)
@@ -76,13 +80,12 @@ class KernelBackend(Backend):
         hyper: tuple[Array | None, Array | None], state: tuple[Array | None, Array | None],
     ) -> None:  # fmt: skip
         dtype, alive = X.dtype.name, (X, dZ, W, b, hyper, state)
-        product = self._product(X, dZ, A_transposed=True)
-        self._launch_product("dense_gradient", dtype, rule, product, self._parameters(W, hyper[0], state[0]), *alive)
-        job = new_record(
+        sums = new_record(
             records.COLUMN_SUM, dZ=self.address(dZ), dZ_row=dZ.strides[0], rows=len(dZ), columns=dZ.shape[1],
             update=self._parameters(b, hyper[1], state[1]),
         )  # fmt: skip
-        self._launch("column_sum", dtype, (rule,), job, dZ.shape[1], *alive)
+        product = self._product(X, dZ, A_transposed=True)
+        self._launch_gradient(dtype, rule, product, self._parameters(W, hyper[0], state[0]), sums, *alive)
 
     def _parameters(self, parameter: Array, hyper: Array | None, state: Array | None) -> Record:
         return new_record(

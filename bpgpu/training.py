@@ -1,7 +1,7 @@
 """Training: a step recorded once and replayed, epochs of shuffled batches, and what is kept of them.
 
-A step is the lecture's: forward pass, output delta, then from the last layer to the first the hidden delta and the update
-(which takes the place of the gradient: no gradient array is written).  On any backend the step is recorded as a Program, and
+A step is the lecture's: forward pass, output delta, from the last layer to the first the hidden deltas, then the updates
+(which take the place of the gradient: no gradient array is written).  On any backend the step is recorded as a Program, and
 fit() replays it for many batches a call, so that Python is not in the way.
 """
 
@@ -81,9 +81,7 @@ class Step:
         hidden = zip(units[1:-1], net.activations, strict=True)
         self.z = [b.empty((n, o), net.dtype) if f in SAVES_Z else None for o, f in hidden]
         self.limit = None if limit is None else b.asarray(np.full(1, limit, net.dtype))  # of an example's gradient
-        rooms = 2 if limit is None else len(units)  # deltas of two neighbouring layers, or of all of them to be clipped
-        room = [b.empty((n * max(units[1:]),), net.dtype) for _ in range(rooms)]
-        self.delta = [room[l % rooms][: n * o].reshape(n, o) for l, o in enumerate(units[1:])]
+        self.delta = [b.empty((n, o), net.dtype) for o in units[1:]]
 
     def record(self, losses: Array, trainer: Trainer) -> None:
         """Issue the operations of the step; L of step t goes to losses[t]."""
@@ -95,17 +93,15 @@ class Step:
             self.a[-1], self.y, net.loss, net.output_activation,
             scale=self.scale, dZ=self.delta[last], losses=self.losses,
         )  # fmt: skip
-        b.total(self.losses, losses)
-        for l in range(last, -1, -1):
-            if l > 0:
-                saved = self.a[l] if self.z[l - 1] is None else self.z[l - 1]
-                b.hidden_delta(self.delta[l], net.weights[l], saved, net.activations[l - 1], dZ_below=self.delta[l - 1])
-            if self.limit is None:
-                trainer.record_update(l, self.a[l], self.delta[l])
+        for l in range(last, 0, -1):
+            saved = self.a[l] if self.z[l - 1] is None else self.z[l - 1]
+            b.hidden_delta(self.delta[l], net.weights[l], saved, net.activations[l - 1], dZ_below=self.delta[l - 1])
         if self.limit is not None:
             clip(b, self.a[:-1], self.delta, self.limit, self.scale)
-            for l in range(last, -1, -1):
+        with b.together():
+            for l in range(last + 1):
                 trainer.record_update(l, self.a[l], self.delta[l])
+            b.total(self.losses, losses)
 
 
 class Trainer:
@@ -176,10 +172,11 @@ class Epochs:
             step = Step(net, n, y.ndim == 1, weight is not None, trainer.clip)
             losses = self.losses[:steps] if start == 0 else self.losses[steps * self.full :]
             with b.capture() as program:
-                b.gather(X, self.order[start:], step.X)
-                b.gather(y, self.order[start:], step.y)
-                if weight is not None:
-                    b.gather(self.scale[start:], ascending[: n * steps], step.scale)
+                with b.together():
+                    b.gather(X, self.order[start:], step.X)
+                    b.gather(y, self.order[start:], step.y)
+                    if weight is not None:
+                        b.gather(self.scale[start:], ascending[: n * steps], step.scale)
                 step.record(losses, trainer)
             self.programs.append((program, steps))
 

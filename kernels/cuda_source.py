@@ -19,7 +19,7 @@ from .names import SAVES_Z
 FOLDER = Path(__file__).parent
 _NUMBERS = "INV_LN2 INV_SQRT_2PI SQRT_2 SCALED_TANH TANH_SCALE LEAK SELU_SCALE SELU_ALPHA".split()
 _OF_DTYPE = "ln2_high ln2_low exp_lowest exp_highest expm1_lowest tanh_highest smallest_normal tail_center".split()
-_RECORDS = "UPDATE PRODUCT FORWARD HIDDEN COLUMN_SUM FLAT_UPDATE OUTPUT ACTIVATE GATHER TOTAL NORMS CLIP STEP".split()
+_RECORDS = "UPDATE PRODUCT SPLIT FORWARD HIDDEN COLUMN_SUM FLAT_UPDATE OUTPUT ACTIVATE GATHER TOTAL NORMS CLIP STEP".split()
 
 _FLOAT32 = """
 typedef float real;
@@ -64,7 +64,7 @@ def source(name: str, dtype: str | None, options: tuple[str, ...], **sizes: int)
 def _option_macros(name: str, options: tuple[str, ...]) -> dict[str, Any]:
     if name in ("dense_forward", "hidden_delta", "activate"):
         return {"OPTION": f"f_{options[0]}"}
-    if name in ("dense_gradient", "column_sum", "update"):
+    if name in ("dense_gradient", "update"):
         return {"OPTION": f"r_{options[0]}"}
     if name == "output_delta":
         loss, activation, targets = options

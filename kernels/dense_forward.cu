@@ -2,11 +2,24 @@
 #include "activations.cuh"
 #include "product.cuh"
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(PRODUCT p, FORWARD q) {
+struct Finish {
+    typedef Results Before;  // the bias
+    FORWARD q;
+
+    FUNCTION Before before(int64, int64 o, int count) const { return read<GN>((const char*)q.bias + o * sizeof(real), count); }
+    FUNCTION void after(int64 n, int64 o, const Before& bias, const Results& sum, int count) const {
+        Results z, a;
+#pragma unroll
+        for (int j = 0; j < GN; j++) {
+            z.at[j] = sum.at[j] + bias.at[j];
+            a.at[j] = OPTION::f(z.at[j]);
+        }
+        if (q.Z) write((char*)q.Z + n * q.Z_row + o * sizeof(real), z, count);
+        write((char*)q.A + n * q.A_row + o * sizeof(real), a, count);
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(PRODUCT p, SPLIT s, FORWARD q) {
     Operand X = {(const char*)p.A, p.A_row, p.A_k}, W = {(const char*)p.B, sizeof(real), p.B_row};
-    product<true, false>(X, W, p.M, p.N, p.K, [=](int64 n, int64 o, real sum) {
-        real z = sum + ((const real*)q.bias)[o];
-        if (q.Z) ((real*)(q.Z + n * q.Z_row))[o] = z;
-        ((real*)(q.A + n * q.A_row))[o] = OPTION::f(z);
-    });
+    product<true, false>(X, W, p.M, p.N, p.K, s, blockIdx.x, Finish{q});
 }

@@ -11,12 +11,11 @@ import llvmlite.binding as llvm
 import numpy as np
 
 CHUNK = 256  # terms of a sum that are added up on their own: part of the numerics contract, on every machine
-TILE_ROWS = 6  # rows of the largest register tile
 GRAIN = {  # of work in an item
     "gather": 8, "activate": 8, "output_delta": 8, "update": 8192, "column_sum": 64, "total": 1,
     "example_norms": 16, "clip": 16,
 }  # fmt: skip
-MAX_ROWS, MAX_COLS, MAX_BLOCK = 192, 256, 192 * 256  # of a thread's block of a product
+MAX_ROWS, MAX_COLS, MAX_BLOCK = 256, 256, 256 * 128  # of a thread's block of a product
 
 
 @cache
@@ -30,13 +29,14 @@ def target() -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Lanes:
-    """The vectors of one dtype: `lanes` numbers each, `vectors` of them side by side in the widest register tile.
+    """The vectors of one dtype: `lanes` numbers each, and `rows` x `vectors` of them in the largest register tile.
 
-    A tile of TILE_ROWS x vectors leaves room for its operands in 16 registers (AVX2) or 32 (AVX-512, NEON).
+    That leaves room for a tile's operands in 16 registers (6 x 2, AVX2) or 32 (8 x 2, AVX-512; 6 x 4, NEON).
     """
 
     dtype: str
     lanes: int
+    rows: int
     vectors: int
 
     @property
@@ -70,6 +70,8 @@ class Lanes:
 @cache
 def lanes(dtype: str) -> Lanes:
     features = target()[1].split(",")
-    size = 64 if "+avx512f" in features else 32 if "+avx" in features else 16
-    neon = platform.machine().lower() in ("arm64", "aarch64")
-    return Lanes(dtype, size // np.dtype(dtype).itemsize, 4 if neon else 2)
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        size, rows, vectors = 16, 6, 4
+    else:
+        size, rows, vectors = (64, 8, 2) if "+avx512f" in features else (32 if "+avx" in features else 16, 6, 2)
+    return Lanes(dtype, size // np.dtype(dtype).itemsize, rows, vectors)

@@ -1,97 +1,193 @@
-// The matrix product under all three passes, in the order of README.md: C(m, n) = finish(m, n, sum_k left(m, k) right(n, k)).
+// The matrix product under all three passes, in the order of README.md: C(m, n) = finish(sum_k left(m, k) right(n, k)).
 //
-// A block of threads computes BM x BN results, each thread TM x TN of them.  Slices of SLICE k-steps of both operands go
-// through shared memory, the next slice being loaded into registers while the present one is used.  A chunk of CHUNK k-steps
-// has accumulators of its own, added to the totals at its end; k is never padded, for acc + 0 would turn -0 into +0.
-// BM, BN, TM, TN and THREADS = (BM / TM) (BN / TN) are macros; LEFT_K and RIGHT_K say which operands lie along k in memory.
+// A block of threads computes a tile of BM x BN results, a thread TM x TN of them.  Slices of SLICE k-steps of both operands
+// go through shared memory, [k][m] and [k][n], in a ring of STAGES that asynchronous copies fill ahead of the computation.  A
+// chunk of CHUNK k-steps has accumulators of its own, added to the totals at its end; k is never padded, for acc + 0 would
+// turn -0 into +0.
+//
+// Where there are too few tiles for the device, blockIdx.y takes `steps` k-steps of the tile, whole chunks: every chunk's sums
+// go to `partials`, and the tile's last block to arrive adds them in ascending order.  `arrived` is left at zero.
+//
+// BM, BN, TM, TN and THREADS = (BM / TM) (BN / TN) are macros, and ALIGNED: operands that lie along m or n have 16-byte rows.
+// LEFT_K and RIGHT_K say which operands lie along k.  A finish reads with before(), for some results at once, what after()
+// needs besides the sums.
 #pragma once
+#include "memory.cuh"
 
-constexpr int SLICE = 16;
+constexpr int least(int a, int b) { return a < b ? a : b; }
+
+constexpr int SLICE = 16, PAD = 4;
+constexpr int STAGES = least(4, 48 * 1024 / (SLICE * (BM + BN + 2 * PAD) * (int)sizeof(real)));
+constexpr int GM = least(TM, WIDE), GN = least(TN, WIDE);  // neighbouring results of a thread; 8 GM or 4 GN further on the next
+constexpr int LANES_M = 8, LANES_N = 4, WARPS_N = BN / (LANES_N * TN);
+static_assert(BM / TM * (BN / TN) == THREADS && STAGES >= 2, "a tile's threads and shared memory");
+
+typedef Vector<GN> Results;
 
 struct Operand {
     const char* data;
     int64 row, k;  // bytes between neighbours along m (or n), and along k
-    FUNCTION real at(int64 r, int64 i) const { return *(const real*)(data + r * row + i * k); }
 };
 
-// One operand's slice on its way to shared memory: a thread's share of BR rows x SLICE, coalesced along whatever is contiguous.
-template <int BR, bool K_CONTIGUOUS>
-struct Slice {
-    static constexpr int SHARE = BR * SLICE / THREADS;
-    real held[SHARE];
+// A thread's share of copying an operand, slice by slice: what is beyond the last row is that row again, never used.
+template <int BR, bool ALONG_K>
+struct Share {
+    static constexpr int WIDTH = !ALONG_K && ALIGNED ? WIDE : 1, LINE = ALONG_K ? SLICE : BR / WIDTH;
+    static constexpr int COPIES = BR * SLICE / WIDTH / THREADS, STEP = THREADS / LINE;  // lines between a thread's copies
+    static_assert(THREADS % LINE == 0 && BR * SLICE / WIDTH % THREADS == 0, "all threads copy the same");
+    const char* from;
+    int64 step;
+    real* to;
+    int k;
+    unsigned offset[COPIES];
 
-    static FUNCTION int row_of(int e) { return K_CONTIGUOUS ? e / SLICE : e % BR; }
-    static FUNCTION int k_of(int e) { return K_CONTIGUOUS ? e % SLICE : e / BR; }
-
-    FUNCTION void load(const Operand& from, int64 row, int64 rows, int64 k, int64 end) {
+    FUNCTION Share(const Operand& operand, int64 row, int64 rows, int64 begin, real (*shared)[BR + PAD]) {
+        const int line = threadIdx.x / LINE, place = threadIdx.x % LINE * WIDTH, r = ALONG_K ? line : place;
+        const int last = (int)(rows - row < BR ? rows - row : BR) - WIDTH;
+        k = ALONG_K ? place : line;
+        to = &shared[k][r];
+        from = operand.data + row * operand.row + begin * operand.k;
+        step = SLICE * operand.k;
 #pragma unroll
-        for (int s = 0; s < SHARE; s++) {
-            int e = threadIdx.x + s * THREADS;
-            int64 r = row + row_of(e), i = k + k_of(e);
-            held[s] = r < rows && i < end ? from.at(r, i) : (real)0;
+        for (int c = 0; c < COPIES; c++) {
+            const int m = ALONG_K ? r + c * STEP : r, i = ALONG_K ? k : k + c * STEP;
+            offset[c] = (unsigned)min(m, last) * (unsigned)operand.row + (unsigned)i * (unsigned)operand.k;
         }
     }
-    FUNCTION void store(real (*shared)[BR + 4]) {
+    FUNCTION void copy(int stage, int left) {
 #pragma unroll
-        for (int s = 0; s < SHARE; s++) {
-            int e = threadIdx.x + s * THREADS;
-            shared[k_of(e)][row_of(e)] = held[s];
-        }
+        for (int c = 0; c < COPIES; c++)
+            if (k + (ALONG_K ? 0 : c * STEP) < left)
+                copy_async<WIDTH>(to + stage * SLICE * (BR + PAD) + c * STEP * (ALONG_K ? 1 : BR + PAD), from + offset[c]);
+        from += step;
     }
 };
+
+// acc += a b^T for one k: a thread's rows and columns come in groups, so that a warp's loads meet no bank twice.
+FUNCTION void multiply_add(real (&acc)[TM][TN], const real* a_row, const real* b_row) {
+    Vector<GM> a[TM / GM];
+    Vector<GN> b[TN / GN];
+#pragma unroll
+    for (int g = 0; g < TM / GM; g++) a[g] = *(const Vector<GM>*)(a_row + g * LANES_M * GM);
+#pragma unroll
+    for (int g = 0; g < TN / GN; g++) b[g] = *(const Vector<GN>*)(b_row + g * LANES_N * GN);
+#pragma unroll
+    for (int i = 0; i < TM; i++)
+#pragma unroll
+        for (int j = 0; j < TN; j++) acc[i][j] = fused(a[i / GM].at[i % GM], b[j / GN].at[j % GN], acc[i][j]);
+}
+
+FUNCTION void add_chunk(real (&total)[TM][TN], const real (&acc)[TM][TN], bool first) {
+#pragma unroll
+    for (int i = 0; i < TM; i++)
+#pragma unroll
+        for (int j = 0; j < TN; j++) total[i][j] = first ? acc[i][j] : total[i][j] + acc[i][j];
+}
+
+FUNCTION Results results(const real (&sums)[TM][TN], int i, int group) {
+    Results v;
+#pragma unroll
+    for (int j = 0; j < GN; j++) v.at[j] = sums[i][group * GN + j];
+    return v;
+}
 
 template <bool LEFT_K, bool RIGHT_K, class Finish>
-FUNCTION void product(Operand left, Operand right, int64 M, int64 N, int64 K, Finish finish) {
-    __shared__ real A[2][SLICE][BM + 4], B[2][SLICE][BN + 4];
-    const int64 row = (int64)blockIdx.y * BM, col = (int64)blockIdx.x * BN;
-    const int m0 = threadIdx.x / (BN / TN) * TM, n0 = threadIdx.x % (BN / TN) * TN;
+FUNCTION void product(
+    const Operand& left, const Operand& right, int64 M, int64 N, int64 K, const SPLIT& split, int64 tile, const Finish& finish
+) {
+    __shared__ alignas(16) real A[STAGES][SLICE][BM + PAD];
+    __shared__ alignas(16) real B[STAGES][SLICE][BN + PAD];
+    __shared__ bool last_to_arrive;
+    const int64 tiles_n = (N + BN - 1) / BN, row = tile / tiles_n * BM, col = tile % tiles_n * BN;
+    const int64 begin = blockIdx.y * split.steps;
+    const int length = (int)(K - begin < split.steps ? K - begin : split.steps);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    // Lanes that differ in bit 0 share their rows, in bit 1 their columns: a 16-byte load serves half a warp at a time.
+    const int m0 = warp / WARPS_N * LANES_M * TM + (lane >> 1 & 3 | lane >> 2 & 4) * GM;
+    const int n0 = warp % WARPS_N * LANES_N * TN + (lane & 1 | lane >> 2 & 2) * GN;
+    Results* partials = (Results*)split.partials + tile * ((K + CHUNK - 1) / CHUNK) * (BM * BN / GN) + threadIdx.x;
 
-    Slice<BM, LEFT_K> next_A;
-    Slice<BN, RIGHT_K> next_B;
+    Share<BM, LEFT_K> share_A(left, row, M, begin, A[0]);
+    Share<BN, RIGHT_K> share_B(right, col, N, begin, B[0]);
+    int to_copy = length;
+    auto copy = [&](int stage) {
+        if (to_copy > 0) {
+            share_A.copy(stage, to_copy);
+            share_B.copy(stage, to_copy);
+        }
+        copy_async_commit();
+        to_copy -= SLICE;
+    };
+#pragma unroll
+    for (int s = 0; s < STAGES - 1; s++) copy(s);
+
     real total[TM][TN], acc[TM][TN];
-
-    next_A.load(left, row, M, 0, K);
-    next_B.load(right, col, N, 0, K);
-    int buffer = 0;
-    for (int64 chunk = 0; chunk < K; chunk += CHUNK) {
-        const int64 end = chunk + CHUNK < K ? chunk + CHUNK : K;
+    int stage = 0;
+    for (int chunk = 0; chunk < length; chunk += CHUNK) {
 #pragma unroll
         for (int i = 0; i < TM; i++)
 #pragma unroll
             for (int j = 0; j < TN; j++) acc[i][j] = 0;
 
-        for (int64 k = chunk; k < end; k += SLICE) {
-            next_A.store(A[buffer]);
-            next_B.store(B[buffer]);
-            __syncthreads();  // the other buffer is free too: every thread has passed its last use
-            if (k + SLICE < K) {
-                next_A.load(left, row, M, k + SLICE, K);
-                next_B.load(right, col, N, k + SLICE, K);
+        int left = min(CHUNK, length - chunk);
+        for (; left > 0; left -= SLICE) {
+            copy_async_wait<STAGES - 2>();
+            __syncthreads();  // this slice is there, and everybody has done with the one before it, whose place is next
+            copy(stage == 0 ? STAGES - 1 : stage - 1);
+            if (left >= SLICE) {
+#pragma unroll
+                for (int s = 0; s < SLICE; s++) multiply_add(acc, &A[stage][s][m0], &B[stage][s][n0]);
+            } else {
+#pragma unroll 1
+                for (int s = 0; s < left; s++) multiply_add(acc, &A[stage][s][m0], &B[stage][s][n0]);
             }
-            const int steps = end - k < SLICE ? (int)(end - k) : SLICE;
-#pragma unroll
-            for (int s = 0; s < SLICE; s++) {
-                if (s >= steps) break;
-                real a[TM], b[TN];
-#pragma unroll
-                for (int i = 0; i < TM; i++) a[i] = A[buffer][s][m0 + i];
-#pragma unroll
-                for (int j = 0; j < TN; j++) b[j] = B[buffer][s][n0 + j];
-#pragma unroll
-                for (int i = 0; i < TM; i++)
-#pragma unroll
-                    for (int j = 0; j < TN; j++) acc[i][j] = fused(a[i], b[j], acc[i][j]);
-            }
-            buffer ^= 1;
+            stage = stage + 1 == STAGES ? 0 : stage + 1;
         }
+        if (gridDim.y == 1) {
+            add_chunk(total, acc, chunk == 0);
+        } else {
+            Results* partial = partials + (begin + chunk) / CHUNK * (BM * BN / GN);
 #pragma unroll
-        for (int i = 0; i < TM; i++)
+            for (int i = 0; i < TM; i++)
 #pragma unroll
-            for (int j = 0; j < TN; j++) total[i][j] = chunk == 0 ? acc[i][j] : total[i][j] + acc[i][j];
+                for (int g = 0; g < TN / GN; g++) partial[(i * (TN / GN) + g) * THREADS] = results(acc, i, g);
+        }
     }
+
+    if (gridDim.y > 1) {
+        int* arrived = (int*)split.arrived + tile;
+        __threadfence();
+        __syncthreads();
+        if (threadIdx.x == 0) last_to_arrive = atomicAdd(arrived, 1) == (int)gridDim.y - 1;
+        __syncthreads();
+        if (!last_to_arrive) return;
+        __threadfence();
+        if (threadIdx.x == 0) *arrived = 0;
+        for (int64 chunk = 0; chunk < K; chunk += CHUNK, partials += BM * BN / GN) {
 #pragma unroll
-    for (int i = 0; i < TM; i++)
+            for (int i = 0; i < TM; i++)
 #pragma unroll
-        for (int j = 0; j < TN; j++)
-            if (row + m0 + i < M && col + n0 + j < N) finish(row + m0 + i, col + n0 + j, total[i][j]);
+                for (int j = 0; j < TN; j++) acc[i][j] = partials[(i * (TN / GN) + j / GN) * THREADS].at[j % GN];
+            add_chunk(total, acc, chunk == 0);
+        }
+    }
+
+#pragma unroll
+    for (int g = 0; g < TM / GM; g++) {
+        typename Finish::Before before[GM][TN / GN];
+#pragma unroll
+        for (int write = 0; write < 2; write++)
+#pragma unroll
+            for (int i = 0; i < GM; i++)
+#pragma unroll
+                for (int h = 0; h < TN / GN; h++) {
+                    const int64 m = row + m0 + g * LANES_M * GM + i, n = col + n0 + h * LANES_N * GN;
+                    const int count = (int)(N - n < GN ? N - n : GN);
+                    if (m >= M || count <= 0) continue;
+                    if (write)
+                        finish.after(m, n, before[i][h], results(total, g * GM + i, h), count);
+                    else
+                        before[i][h] = finish.before(m, n, count);
+                }
+    }
 }

@@ -16,14 +16,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .machine import CHUNK, TILE_ROWS, Lanes
+from .machine import CHUNK, Lanes
 from .records import PRODUCT
 from .team import call, record
 from .vector import (
     copy_bytes,
+    copy_rows,
     load_first,
     load_up_to,
     njit,
+    prefetch,
     splat,
     store,
     tile_add,
@@ -34,19 +36,26 @@ from .vector import (
 )
 
 UNROLL = 4
+TALL = 64  # rows of a block from which on there is time to fetch the next chunk of B while this one is multiplied
 
 
-def _tile_product(V: Lanes, rows: int, vectors: int) -> Any:
+def _tile_product(V: Lanes, rows: int, vectors: int, packing: bool = False) -> Any:
     @njit
-    def tile_product(A: int, A_row: int, A_k: int, B: int, B_k: int, K: int, C: int, C_row: int, first: bool) -> None:
-        """One chunk of `rows` rows: C = A B for the first chunk, C = C + A B for the others."""
+    def tile_product(
+        A: int, A_row: int, A_k: int, B: int, B_k: int, K: int, C: int, C_row: int, first: bool, panel: int
+    ) -> None:
+        """One chunk of `rows` rows: C = A B for the first chunk, C = C + A B for the others; packing copies B to the panel."""
         acc = tile_zeros(V, rows, vectors)
         for _ in range(K // UNROLL):
             acc = tile_fma(acc, UNROLL, A, A_row, A_k, B, B_k)
+            if packing:
+                panel = copy_rows(V, UNROLL, vectors, B, B_k, panel)
             A += UNROLL * A_k
             B += UNROLL * B_k
         for _ in range(K % UNROLL):
             acc = tile_fma(acc, 1, A, A_row, A_k, B, B_k)
+            if packing:
+                panel = copy_rows(V, 1, vectors, B, B_k, panel)
             A += A_k
             B += B_k
         if not first:
@@ -57,37 +66,43 @@ def _tile_product(V: Lanes, rows: int, vectors: int) -> Any:
 
 
 def _rows_product(V: Lanes, vectors: int) -> Any:
-    six, two, one = (_tile_product(V, rows, vectors) for rows in (TILE_ROWS, 2, 1))
+    full, two, one = (_tile_product(V, rows, vectors) for rows in (V.rows, 2, 1))
+    TILE_ROWS, size, width = V.rows, V.itemsize, V.width
 
     @njit
     def rows_product(
-        A: int, A_row: int, A_k: int, B: int, B_k: int, K: int, C: int, C_row: int, first: bool, rows: int
-    ) -> None:
-        """One chunk of any number of rows, in tiles of 6, 2 and 1."""
-        while rows >= 6:
-            six(A, A_row, A_k, B, B_k, K, C, C_row, first)
-            A, C, rows = A + 6 * A_row, C + 6 * C_row, rows - 6
+        A: int, A_row: int, A_k: int, B: int, B_k: int, K: int, C: int, C_row: int, first: bool, rows: int,
+        soon: int, soon_row: int, soon_cols: int, soon_rows: int,
+    ) -> None:  # fmt: skip
+        """One chunk of any number of rows, in tiles of TILE_ROWS, 2 and 1; meanwhile soon_rows rows come nearer."""
+        share = soon_rows // (rows // TILE_ROWS) + 1 if soon_rows > 0 else 0
+        while rows >= TILE_ROWS:
+            for _ in range(share):
+                for c in range(0, soon_cols, width):
+                    prefetch(V, vectors, soon + c * size)
+                soon += soon_row
+            full(A, A_row, A_k, B, B_k, K, C, C_row, first, 0)
+            A, C, rows = A + TILE_ROWS * A_row, C + TILE_ROWS * C_row, rows - TILE_ROWS
         while rows >= 2:
-            two(A, A_row, A_k, B, B_k, K, C, C_row, first)
+            two(A, A_row, A_k, B, B_k, K, C, C_row, first, 0)
             A, C, rows = A + 2 * A_row, C + 2 * C_row, rows - 2
         if rows == 1:
-            one(A, A_row, A_k, B, B_k, K, C, C_row, first)
+            one(A, A_row, A_k, B, B_k, K, C, C_row, first, 0)
 
     return rows_product
 
 
 def _pack(V: Lanes) -> Any:
     lanes, size, width = V.lanes, V.itemsize, V.width
-    panel_row, panel_size = width * size, CHUNK * width * size
+    panel_row = width * size
 
     @njit
-    def pack(B: int, B_row: int, K: int, cols: int, panels: int) -> None:
-        """Copy K x cols numbers into panels of WIDTH columns, filled up with zeros to whole vectors."""
+    def pack(B: int, B_row: int, K: int, cols: int, panel: int) -> None:
+        """Copy K x cols numbers into a panel, filled up with zeros to whole vectors."""
         for k in range(K):
-            source, target = B + k * B_row, panels + k * panel_row
             for c in range(0, cols, lanes):
-                vector = load_up_to(V, source + c * size, min(lanes, cols - c))
-                store(target + c // width * panel_size + c % width * size, vector)
+                vector = load_up_to(V, B + k * B_row + c * size, min(lanes, cols - c))
+                store(panel + k * panel_row + c * size, vector)
 
     return pack
 
@@ -117,8 +132,9 @@ def _pack_transposed(V: Lanes) -> Any:
 def product(V: Lanes) -> Callable[..., None]:
     """The kernel for one dtype; its job is a PRODUCT record."""
     wide, narrow = _rows_product(V, V.vectors), _rows_product(V, 1)
+    packing = _tile_product(V, V.rows, V.vectors, True)
     pack, pack_transposed = _pack(V), _pack_transposed(V)
-    lanes, size, width = V.lanes, V.itemsize, V.width
+    TILE_ROWS, lanes, size, width = V.rows, V.lanes, V.itemsize, V.width
     panel_row, panel_size = width * size, CHUNK * width * size
     BLOCK, SQUARE, COLUMNS = V.block_start, V.square_start, V.columns_start
 
@@ -126,8 +142,13 @@ def product(V: Lanes) -> Callable[..., None]:
         p = record(PRODUCT, job)
         panels, block, square, columns_of_A = scratch, scratch + BLOCK, scratch + SQUARE, scratch + COLUMNS
         C_row = p.col_block * size
-        col_blocks = (p.N + p.col_block - 1) // p.col_block
-        row, col = item // col_blocks * p.row_block, item % col_blocks * p.col_block
+        # blocks in such an order that half of them are half of the units of a layer, in all three products
+        if p.B_transposed:
+            col_blocks = (p.N + p.col_block - 1) // p.col_block
+            row, col = item // col_blocks * p.row_block, item % col_blocks * p.col_block
+        else:
+            row_blocks = (p.M + p.row_block - 1) // p.row_block
+            row, col = item % row_blocks * p.row_block, item // row_blocks * p.col_block
         rows, cols = min(p.row_block, p.M - row), min(p.col_block, p.N - col)
         for k in range(0, p.K, CHUNK):
             K = min(CHUNK, p.K - k)
@@ -136,21 +157,58 @@ def product(V: Lanes) -> Callable[..., None]:
                 for i in range(K):
                     copy_bytes(columns_of_A + i * rows * size, A + i * A_k, rows * size)
                 A, A_k = columns_of_A, rows * size
-            direct = False
             if p.B_transposed:
                 pack_transposed(p.B + col * p.B_row + k * size, p.B_row, K, cols, panels, square)
-            else:  # too few rows are not worth a copy
-                direct = rows <= TILE_ROWS and cols % width == 0
-                if not direct:
-                    pack(p.B + k * p.B_row + col * size, p.B_row, K, cols, panels)
+            later = soon = 0  # rows of the next chunk of B to ask memory for in each panel, and the first of them
+            if not p.B_transposed and rows >= TALL and k + CHUNK < p.K:
+                later = CHUNK // ((cols + width - 1) // width)
             for c in range(0, cols, width):
-                B, B_k = panels + c // width * panel_size, panel_row
-                if direct:
-                    B, B_k = p.B + k * p.B_row + (col + c) * size, p.B_row
+                C, B, B_k, done = block + c * size, panels + c // width * panel_size, panel_row, 0
+                if not p.B_transposed:
+                    source = p.B + k * p.B_row + (col + c) * size
+                    if cols - c < width:
+                        pack(source, p.B_row, K, cols - c, B)
+                    elif rows <= TILE_ROWS:  # too few rows are not worth a copy
+                        B, B_k = source, p.B_row
+                    else:
+                        packing(A, p.A_row, A_k, source, p.B_row, K, C, C_row, k == 0, B)
+                        done = TILE_ROWS
+                if later > 0:
+                    soon = p.B + (k + CHUNK + c // width * later) * p.B_row + col * size
                 if cols - c > lanes:
-                    wide(A, p.A_row, A_k, B, B_k, K, block + c * size, C_row, k == 0, rows)
+                    wide(
+                        A + done * p.A_row,
+                        p.A_row,
+                        A_k,
+                        B,
+                        B_k,
+                        K,
+                        C + done * C_row,
+                        C_row,
+                        k == 0,
+                        rows - done,
+                        soon,
+                        p.B_row,
+                        cols,
+                        later,
+                    )
                 else:
-                    narrow(A, p.A_row, A_k, B, B_k, K, block + c * size, C_row, k == 0, rows)
+                    narrow(
+                        A + done * p.A_row,
+                        p.A_row,
+                        A_k,
+                        B,
+                        B_k,
+                        K,
+                        C + done * C_row,
+                        C_row,
+                        k == 0,
+                        rows - done,
+                        soon,
+                        p.B_row,
+                        cols,
+                        later,
+                    )
         call(p.finish, (p.finish_job, block, C_row, square, row, rows, col, cols))
 
     return product

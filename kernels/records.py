@@ -19,16 +19,17 @@ def _apart(*names: str) -> np.dtype[np.void]:
 
 # the team of threads and what it runs (team.py)
 TEAM = _apart(
-    "ticket", "done", "running", "items", "entry", "step", "program", "size", "members", "acquire", "release", "never", "quit"
+    "first_ticket", "second_ticket", "done", "running", "items", "entry", "step", "program", "size", "members", "acquire", "release", "never", "quit"
 )  # fmt: skip
 MEMBER = _apart("asleep", "lock", "scratch")
-PROGRAM = _words("entries", "length", "first_step", "last_step")
-ENTRY = _words("kernel", "job", "items")
+PROGRAM = _words("entries", "length", "stages", "first_step", "last_step")
+ENTRY = _words("kernel", "job", "items", "together", "all_items")  # the last two in the first entry of a stage, otherwise 0
 
 # operations (the file of the same name says what each field means)
 PRODUCT = _words(
     "A", "A_row", "A_k", "B", "B_row", "B_transposed", "M", "N", "K", "row_block", "col_block", "finish", "finish_job"
 )  # fmt: skip
+SPLIT = _words("partials", "arrived", "steps")  # on the GPU: how a product's sums are cut over blocks
 FORWARD = _words("bias", "A", "A_row", "Z", "Z_row")
 HIDDEN = _words("saved", "saved_row", "dZ", "dZ_row")
 UPDATE = _words("parameter", "row", "hyper", "state")

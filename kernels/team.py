@@ -1,13 +1,16 @@
 """How several threads run one program of kernels, and wait for each other.
 
-A program is a list of entries: kernel, job, and how many items of work it has.  A thread takes the next item of the running
-kernel with one atomic addition, and whoever finishes the last item starts the next kernel:
+A program is a list of entries: kernel, job, and how many items of work it has.  Entries that do not depend on each other
+make a stage.  A thread takes the next item of the running stage with one atomic addition, and whoever finishes the last item
+starts the next stage:
 
-    for step in first .. last:  for entry in program:  for item in 0 .. items - 1:  kernel(job, scratch, step, item)
+    for step in first .. last:  for stage in program:  for entry, item in stage:  kernel(job, scratch, step, item)
 
 So whole steps, or a whole epoch, are one call without Python in between, and nobody is waited for but a thread that holds an
 item: where another process has taken a CPU away, the others do its share.  The ticket that threads add to holds the number of
-the running kernel (counted through all programs) and of its next item, so a thread that comes late cannot take one twice.
+the running stage (counted through all programs) and of its next item, so a thread that comes late cannot take one twice.
+There are two tickets, for the first and the second half of the items: half of the threads begin with either, so that a thread
+mostly finds in its cache what it wrote in the stage, or the step, before; then it helps with the other half.
 
 A thread without work spins for some microseconds, then naps within a program, and sleeps on a lock of its own when there is
 none.  The locks are CPython's own (PyThread_acquire_lock_timed and friends): they exist, and do not need the interpreter, on
@@ -96,29 +99,31 @@ def atomic_load(typingctx: Any, address: Any) -> Any:
     return types.intp(types.intp), emit
 
 
-ITEM_BITS = 24  # of a ticket; the bits above number the kernels
+ITEM_BITS = 24  # of a ticket; the bits above number the stages
 ITEM_MASK = (1 << ITEM_BITS) - 1
-TICKET, DONE, ITEMS, RUNNING, QUIT = (offset(TEAM, f) for f in ("ticket", "done", "items", "running", "quit"))
+TICKETS, DONE, ITEMS, RUNNING, QUIT = (offset(TEAM, f) for f in ("first_ticket", "done", "items", "running", "quit"))
+LINE = offset(TEAM, "second_ticket") - TICKETS
 ASLEEP = offset(MEMBER, "asleep")
 MEMBER_SIZE, ENTRY_SIZE = MEMBER.itemsize, ENTRY.itemsize
 
 
 @njit
 def start(team: int, number: int, entry: int, step: int) -> None:
-    """Open the kernel at `entry` for work; its number goes out before its items, the ticket last."""
+    """Open the stage that begins at `entry` for work; its number goes out before its items, the tickets last."""
     shared = record(TEAM, team)
     shared.entry, shared.step = entry, step
     atomic_exchange(team + RUNNING, number)
-    atomic_exchange(team + ITEMS, record(ENTRY, entry).items)
-    atomic_exchange(team + TICKET, number << ITEM_BITS)
+    atomic_exchange(team + ITEMS, record(ENTRY, entry).all_items)
+    atomic_exchange(team + TICKETS, number << ITEM_BITS)
+    atomic_exchange(team + TICKETS + LINE, number << ITEM_BITS)
 
 
 @njit
 def advance(team: int, number: int) -> None:
-    """Kernel `number` is done: start the next one, or end the program."""
+    """Stage `number` is done: start the next one, or end the program."""
     shared = record(TEAM, team)
     plan = record(PROGRAM, shared.program)
-    entry, step = shared.entry + ENTRY_SIZE, shared.step
+    entry, step = shared.entry + record(ENTRY, shared.entry).together * ENTRY_SIZE, shared.step
     if entry == plan.entries + plan.length * ENTRY_SIZE:
         entry, step = plan.entries, step + 1
     atomic_exchange(team + DONE, 0)
@@ -127,26 +132,41 @@ def advance(team: int, number: int) -> None:
     else:
         shared.program = 0
         atomic_exchange(team + ITEMS, 0)
-        atomic_exchange(team + TICKET, (number + 1) << ITEM_BITS)
+        atomic_exchange(team + TICKETS, (number + 1) << ITEM_BITS)
+        atomic_exchange(team + TICKETS + LINE, (number + 1) << ITEM_BITS)
         atomic_exchange(team + RUNNING, number + 1)  # last: the leader may open the next program from here on
 
 
 @njit
-def work(team: int, scratch: int) -> int:
-    """Do items as long as there are some; gives the number of the kernel that has none left."""
+def work(team: int, rank: int, scratch: int) -> int:
+    """Do items as long as there are some, of the thread's own half first; gives the number of the stage that has none left."""
     shared = record(TEAM, team)
+    own = half = rank % 2
+    empty = -1  # the stage of whose own half nothing is left
     while True:
-        ticket = atomic_add(team + TICKET, 1)
+        ticket = atomic_add(team + TICKETS + half * LINE, 1)
         number: int = ticket >> ITEM_BITS
-        item = ticket & ITEM_MASK
         items = atomic_load(team + ITEMS)
-        if item >= items or atomic_load(team + RUNNING) != number:
+        if atomic_load(team + RUNNING) != number:
             return number
-        # an item that is taken keeps its kernel, and the program, from ending: all of it may be read
-        entry = record(ENTRY, shared.entry)
-        call(entry.kernel, (entry.job, scratch, shared.step, item))
-        if atomic_add(team + DONE, 1) + 1 == items:
-            advance(team, number)
+        middle = (items + 1) // 2
+        item = half * middle + (ticket & ITEM_MASK)
+        if item < (middle if half == 0 else items):
+            # an item that is taken keeps its stage, and the program, from ending: all of it may be read
+            entry = shared.entry
+            while item >= record(ENTRY, entry).items:
+                item -= record(ENTRY, entry).items
+                entry += ENTRY_SIZE
+            call(record(ENTRY, entry).kernel, (record(ENTRY, entry).job, scratch, shared.step, item))
+            if atomic_add(team + DONE, 1) + 1 == items:
+                advance(team, number)
+            half = own
+        elif half == own:
+            empty, half = number, 1 - own
+        elif empty == number:
+            return number
+        else:  # the next stage has begun meanwhile
+            half = own
 
 
 @njit
@@ -161,18 +181,18 @@ def leader() -> Callable[..., None]:
         shared, plan = record(TEAM, team), record(PROGRAM, program)
         shared.program = program
         first = atomic_load(team + RUNNING) + 1
-        end = first + plan.length * (plan.last_step - plan.first_step)
+        end = first + plan.stages * (plan.last_step - plan.first_step)
         start(team, first, plan.entries, plan.first_step)
         for rank in range(1, shared.size):
             member = shared.members + rank * MEMBER_SIZE
             if atomic_exchange(member + ASLEEP, 0) == 1:
                 call_lock(shared.release, record(MEMBER, member).lock, 0)
         scratch = scratch_of(team, 0)
-        number, spins = work(team, scratch), 0
+        number, spins = work(team, 0, scratch), 0
         while atomic_load(team + RUNNING) != end:
             spins += 1
             if atomic_load(team + RUNNING) != number:
-                number, spins = work(team, scratch), 0
+                number, spins = work(team, 0, scratch), 0
             elif spins > BUSY_SPINS:
                 call_lock(shared.acquire, shared.never, NAP)
 
@@ -188,8 +208,8 @@ def follower() -> Callable[..., None]:
         while atomic_load(team + QUIT) == 0:
             spins += 1
             if atomic_load(team + RUNNING) != number:
-                number, spins = work(team, scratch), 0
-            elif atomic_load(team + ITEMS) > 0:  # the others hold the last items of a kernel
+                number, spins = work(team, rank, scratch), 0
+            elif atomic_load(team + ITEMS) > 0:  # the others hold the last items of a stage
                 if spins > BUSY_SPINS:
                     call_lock(shared.acquire, shared.never, NAP)
             elif spins > IDLE_SPINS:

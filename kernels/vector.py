@@ -417,6 +417,40 @@ def copy_bytes(typingctx: Any, target: Any, source: Any, count: Any) -> Any:
     return types.void(types.intp, types.intp, types.intp), emit
 
 
+@intrinsic(prefer_literal=True)
+def copy_rows(typingctx: Any, V: Any, rows: Any, vectors: Any, source: Any, source_row: Any, target: Any) -> Any:
+    """Copy rows of vectors to adjoining memory; returns where it ends."""
+    vector = V.vector
+    size = vector.lanes * vector.itemsize
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        source, source_row, target = args[3:]
+        for _ in range(rows.literal_value):
+            for v in range(vectors.literal_value):
+                _store(builder, _load(builder, builder.add(source, source.type(v * size)), vector), target, vector)
+                target = builder.add(target, target.type(size))
+            source = builder.add(source, source_row)
+        return target
+
+    return types.intp(V, rows, vectors, *(types.intp,) * 3), emit
+
+
+@intrinsic(prefer_literal=True)
+def prefetch(typingctx: Any, V: Any, vectors: Any, address: Any) -> Any:
+    """Ask for memory that will be read soon; it may be anywhere."""
+    vector = V.vector
+    size = vector.lanes * vector.itemsize
+    read, near, data = (I32(n) for n in (0, 3, 1))
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        for v in range(vectors.literal_value):
+            pointer = _pointer(builder, builder.add(args[2], args[2].type(v * size)), ir.IntType(8))
+            _llvm(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, read, near, data])
+        return context.get_dummy_value()
+
+    return types.void(V, vectors, types.intp), emit
+
+
 @intrinsic
 def transpose(typingctx: Any, V: Any, source: Any, source_row: Any, target: Any, target_row: Any) -> Any:
     """Copy a square block of lanes x lanes numbers, transposed in registers: log2(lanes) rounds of shuffles."""

@@ -19,6 +19,7 @@ from bpgpu import cuda
 from bpgpu.backend import BackendUnavailable
 from bpgpu.cpu import CPUBackend
 from bpgpu.cuda import CUDABackend
+from bpgpu.tiles import TILES, Tile
 from tests.emulator import EmulatedDevice, available
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=f"no emulator here: {available()}")
@@ -27,13 +28,13 @@ ORDERS = "ascending", "descending", "random"
 _backends: dict[Any, CUDABackend] = {}
 
 
-def emulated(order: str = "ascending", tile: dict[str, int] | None = None) -> CUDABackend:
-    """The CUDA backend on the emulator, kept for the length of the tests; `tile` forces one of the tiles of products."""
-    key = order, tile is cuda.LARGE
+def emulated(order: str = "ascending", tile: Tile | None = None, split: int = 1) -> CUDABackend:
+    """The CUDA backend on the emulator, kept for the length of the tests; `tile` and `split` are forced on its products."""
+    key = order, tile, split
     if key not in _backends:
         backend = CUDABackend(EmulatedDevice(order=order))
         if tile is not None:
-            backend.tile = lambda dtype, rows, cols: tile  # type: ignore[method-assign]
+            backend.plan = lambda dtype, rows, cols, K: (tile, min(split, -(-K // 256)))  # type: ignore[method-assign]
         _backends[key] = backend
     return _backends[key]
 
@@ -117,10 +118,11 @@ def test_reduction(reduction: str) -> None:
         ([3, 5, 2], 300),
     ],
 )
-@pytest.mark.parametrize("tile", [cuda.SMALL, cuda.LARGE], ids=["small tile", "large tile"])
-def test_shapes(layers: list[int], n: int, tile: dict[str, int]) -> None:
-    """Edges of tiles, and sums over one chunk, two and three."""
-    compare(emulated(tile=tile), layers, n, steps=1)
+@pytest.mark.parametrize("tile", TILES["float32"], ids=lambda t: f"{t.BM}x{t.BN}")
+@pytest.mark.parametrize("split", [1, 2, 9])
+def test_shapes(layers: list[int], n: int, tile: Tile, split: int) -> None:
+    """Edges of tiles, sums over one chunk, two and three, their chunks in one block and in several."""
+    compare(emulated(tile=tile, split=split), layers, n, steps=1)
 
 
 @pytest.mark.parametrize("order", ORDERS)

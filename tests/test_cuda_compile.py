@@ -15,6 +15,7 @@ import pytest
 
 from bpgpu import ACTIVATIONS, cuda
 from bpgpu.kernels.cuda_source import source
+from bpgpu.tiles import TILES
 
 pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
 ARCHITECTURES = "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100"
@@ -28,16 +29,18 @@ Job = tuple[str, str | None, tuple[str, ...], dict[str, int]]
 def jobs(*, every: bool) -> list[Job]:
     """Kernel, dtype, options, sizes: a representative few, or every one with the heaviest of its options."""
     heaviest = {"dense_forward": "gelu", "hidden_delta": "gelu", "dense_gradient": "nesterov"}
-    found: list[Job] = [(name, "float32", (heaviest[name],), cuda.LARGE) for name in PRODUCTS]
+    largest = {**TILES["float32"][0].macros, "ALIGNED": 1}
+    found: list[Job] = [(name, "float32", (heaviest[name],), largest) for name in PRODUCTS]
     found += [("output_delta", "float64", ("huber", "gelu", "targets"), {"THREADS": 32})]
     found += [("gather", None, (), {"THREADS": 128}), ("total", "float32", (), {"THREADS": 32})]
-    found += [("example_norms", "float64", (), {"THREADS": 64}), ("clip", "float32", (), {"THREADS": 128})]
+    found += [("example_norms", "float64", (), {"THREADS": 32}), ("clip", "float32", (), {"THREADS": 128})]
     if every:
         for dtype in ("float32", "float64"):
-            found += [(name, dtype, (heaviest[name],), cuda.SMALL) for name in PRODUCTS]
-            found += [("dense_forward", dtype, (a,), cuda.SMALL) for a in ACTIVATIONS]
+            tiles = [{**tile.macros, "ALIGNED": aligned} for tile in TILES[dtype] for aligned in (0, 1)]
+            found += [(name, dtype, (heaviest[name],), tile) for name in PRODUCTS for tile in tiles]
+            found += [("dense_forward", dtype, (a,), tiles[0]) for a in ACTIVATIONS]
             found += [("activate", dtype, ("softmax",), {"THREADS": 32}), ("total", dtype, (), {"THREADS": 32})]
-            found += [(name, dtype, (r,), {"THREADS": 128}) for name in ("column_sum", "update") for r in ("sgd", "nesterov")]
+            found += [("update", dtype, (r,), {"THREADS": 256}) for r in ("sgd", "nesterov")]
             found += [("output_delta", dtype, ("cross_entropy", "softmax", t), {"THREADS": 32}) for t in ("labels", "targets")]
     return found
 
@@ -77,6 +80,8 @@ def test_every_kernel_on_every_architecture(architecture: str, tmp_path: Path) -
     print(f"\n{architecture:8s} {'kernel':55s} registers  shared  spilled")
     for job in jobs(every=True):
         found = compiled(job, architecture, tmp_path)
-        entry = "_".join((job[0], job[1] or "bytes", *job[2], str(job[3].get("BM", ""))))
+        entry = "_".join(
+            (job[0], job[1] or "bytes", *job[2], *(str(job[3][size]) for size in ("BM", "ALIGNED") if size in job[3]))
+        )
         print(f"{'':8s} {entry:55s} {found['registers']:9d} {found['shared']:7d} {found['spilled']:8d}")
         assert found["registers"] <= MOST_REGISTERS and found["spilled"] == 0 and found["shared"] <= STATIC_SHARED

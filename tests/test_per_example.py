@@ -102,7 +102,7 @@ def test_clip(cpu: Backend, dtype: np.dtype, rng: np.random.Generator) -> None:
 
 
 @pytest.mark.skipif(available() is not None, reason=f"no emulator here: {available()}")
-@pytest.mark.parametrize(("n", "layers"), [(1, [3, 2]), (70, [5, 300, 19, 3])])
+@pytest.mark.parametrize(("n", "layers"), [(1, [3, 2]), (70, [5, 300, 19, 3]), (5, [9000, 4, 2])])
 def test_the_same_bits_on_both_backends(n: int, layers: list[int], dtype: np.dtype, rng: np.random.Generator) -> None:
     X, y, weight = rng.standard_normal((n, layers[0])), rng.integers(0, layers[-1], n), rng.random(n)
     results = []

@@ -1,0 +1,60 @@
+"""How a product is cut for a GPU: the tile of a block, and over how many blocks its chunks of k go.  No choice changes a bit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+from .kernels.machine import CHUNK
+
+
+@dataclass(frozen=True)
+class Tile:
+    """BM x BN results a block, TM x TN of them a thread: the macros of kernels/product.cuh."""
+
+    BM: int
+    BN: int
+    TM: int
+    TN: int
+
+    @property
+    def threads(self) -> int:
+        return self.BM // self.TM * (self.BN // self.TN)
+
+    @property
+    def macros(self) -> dict[str, int]:
+        return {"BM": self.BM, "BN": self.BN, "TM": self.TM, "TN": self.TN, "THREADS": self.threads}
+
+    def cycles(self, itemsize: int) -> int:
+        """Of a multiprocessor for one k-step of a block: a model, not a measurement.
+
+        Four schedulers issue an instruction a cycle (an fma of doubles takes two), shared memory serves half a warp's 16-byte
+        loads a cycle, and a barrier each 16 k-steps costs about 64.
+        """
+        wide = 16 // itemsize
+        warps, loads = self.threads // 32, -(-self.TM // wide) + -(-self.TN // wide)
+        issue = -(-warps // 4) * (self.TM * self.TN * itemsize // 4 + loads)
+        return max(issue, 2 * warps * loads) + 4
+
+
+TILES = {
+    "float32": (Tile(128, 128, 8, 8), Tile(64, 64, 8, 4), Tile(32, 32, 4, 2)),
+    "float64": (Tile(64, 64, 8, 4), Tile(32, 32, 4, 2)),
+}
+FINISH = 2000, 200  # cycles to find out who is last, and to add one chunk's sums: estimates
+
+
+@cache
+def plan(dtype: str, rows: int, cols: int, K: int, multiprocessors: int) -> tuple[Tile, int]:
+    """The tile, and how many blocks share one, that take the least time for rows x cols sums of K products."""
+    chunks, itemsize = -(-K // CHUNK), int(dtype[-2:]) // 8
+
+    def cycles(choice: tuple[Tile, int]) -> int:
+        tile, split = choice
+        blocks = -(-rows // tile.BM) * -(-cols // tile.BN) * split
+        steps = min(K, -(-chunks // split) * CHUNK)
+        finish = FINISH[0] + FINISH[1] * chunks if split > 1 else 0
+        return -(-blocks // multiprocessors) * steps * tile.cycles(itemsize) + finish
+
+    splits = sorted({-(-chunks // -(-chunks // split)) for split in range(1, min(chunks, 64) + 1)})  # no block without a chunk
+    return min(((tile, split) for tile in TILES[dtype] for split in splits), key=cycles)
