@@ -98,12 +98,12 @@ class Trace:
     def to_frame(self) -> Any:
         """A pandas DataFrame, a row for each example, layer and unit, with columns z, a, gain and delta.
 
-        ImportError: pandas is not installed (python -m pip install pandas).
+        ImportError: pandas is not installed (the extra `pandas`).
         """
         try:
             import pandas as pd
         except ImportError as error:
-            raise ImportError("to_frame needs pandas: python -m pip install pandas, or use to_dict()") from error
+            raise ImportError("to_frame needs pandas: python -m pip install 'bpgpu[pandas]', or use to_dict()") from error
         frames = []
         for l, z in enumerate(self.z):
             example, unit = divmod(np.arange(z.size), z.shape[1])

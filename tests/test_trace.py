@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Any
 
@@ -177,6 +178,13 @@ def test_dict_and_frame() -> None:
         trace.z[1][2, 6], trace.a[2][2, 6], trace.gain[1][2, 6], trace.delta[1][2, 6]
     )  # fmt: skip
     assert frame[frame.layer == 2].gain.isna().all()
+
+
+def test_without_pandas_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, X, y = example("cross_entropy")
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r"to_frame needs pandas: .*'bpgpu\[pandas\]', or use to_dict"):
+        net.trace(X, y).to_frame()
 
 
 def test_twelve_million_parameters_well_under_a_second() -> None:
