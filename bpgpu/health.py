@@ -64,7 +64,8 @@ class Observer:
         if self.waited < EVERY * self.examples:
             return
         self.waited = 0
-        health = self.measure(before, len(history.loss) - 1)
+        with np.errstate(all="ignore"):  # a norm may overflow; then it is infinite
+            health = self.measure(before, len(history.loss) - 1)
         history.health.append(health)
         for kind, sentence in advice(health, self.net).items():
             if kind not in self.said:

@@ -79,7 +79,7 @@ def blocks(net: MLP, X: Any, y: Any) -> Iterator[tuple[list[Array], list[Array]]
 
 def norms(net: MLP, X: Any, y: Any) -> ExampleNorms:
     """See MLP.per_example_norms."""
-    return _norms(net, (layers for layers in blocks(net, X, y)))
+    return _norms(net, blocks(net, X, y))
 
 
 def _norms(net: MLP, parts: Iterator[tuple[list[Array], list[Array]]]) -> ExampleNorms:

@@ -89,6 +89,15 @@ def test_trouble_is_said_once_in_a_plain_sentence(kind: str, sentence: str, capf
     assert said == [f"bpgpu: {history.notes[0]}"]
 
 
+def test_enormous_numbers_are_no_error() -> None:
+    X, y = data()
+    net = MLP([6, 40, 3], activation="identity", loss="squared_error")
+    net.weights[0][:] = 1e20
+    net.weights[1][:] = 1e-20
+    (health,) = net.fit(X, y, epochs=1, optimizer=SGD(0)).health
+    assert health.update == [0, 0] and not np.isnan(health.gradient).any()
+
+
 @pytest.mark.skipif(available() is not None, reason=f"no emulator here: {available()}")
 def test_the_same_on_both_backends() -> None:
     X, y = data()
