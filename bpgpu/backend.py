@@ -306,6 +306,28 @@ class Backend(ABC):
         self._limit(len(order) // len(target))
         self._gather(source, order, target)
 
+    def example_norms(self, X: Array, dZ: Array, *, norms: Array = None, add: bool = False) -> Array:
+        """|dC^n/dW|^2 + |dC^n/db|^2 = |x_n|^2 |dZ_n|^2 + |dZ_n|^2 of each example: X (n, i), dZ (n, o) give norms (n).
+
+        With `add` they are added to what is in norms, so that the layers of a network come together.
+        """
+        s = sizes("X n i, dZ n o, =norms n", X, dZ, norms)
+        if add and norms is None:
+            raise ValueError("add needs norms to add to; pass norms, or leave add out")
+        norms = self.empty((s["n"],), X.dtype) if norms is None else norms
+        self._example_norms(X, dZ, norms, add)
+        return norms
+
+    def clip_examples(self, dZ: Array, norms: Array, limit: Array, scale: Array) -> None:
+        """dZ_n = dZ_n min(1, limit scale_n / sqrt(norms_n)), in place: no example's gradient is longer than limit scale_n.
+
+        dZ (n, o), norms (n) as example_norms gives them, limit (1), scale (n) or (1).
+        """
+        s = sizes("=dZ n o, norms n, limit 1", dZ, norms, limit)
+        if scale.shape not in ((1,), (s["n"],)) or scale.dtype != dZ.dtype:
+            raise ValueError(f"scale has shape {scale.shape} and dtype {scale.dtype}; expected (1,) or (n,) of {dZ.dtype}")
+        self._clip_examples(dZ, norms, limit, scale)
+
     def total(self, numbers: Array, target: Array) -> None:
         """target[step] = sum of numbers (n), in the order of the numerics contract."""
         sizes("numbers n, =target steps", numbers, target)
@@ -334,6 +356,10 @@ class Backend(ABC):
     def _dropout(self, A: Array, rate: float, key: Array, layer: int, target: Array) -> None: ...
     @abstractmethod
     def _gather(self, source: Array, order: Array, target: Array) -> None: ...
+    @abstractmethod
+    def _example_norms(self, X: Array, dZ: Array, norms: Array, add: bool) -> None: ...
+    @abstractmethod
+    def _clip_examples(self, dZ: Array, norms: Array, limit: Array, scale: Array) -> None: ...
     @abstractmethod
     def _total(self, numbers: Array, target: Array) -> None: ...
 

@@ -25,7 +25,7 @@ from .tiles import Tile, plan
 
 THREADS = {
     "update": 256, "column_sum": 128, "gather": 128, "dropout": 128, "activate": 32, "amplify": 128, "output_delta": 32,
-    "total": 32,
+    "total": 32, "example_norms": 32, "clip_examples": 128,
 }  # fmt: skip
 WIDE_ROW = 256  # columns, from which on as many threads share a row
 OPTIONS = ("--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true")  # exact means exact

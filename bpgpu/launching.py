@@ -134,6 +134,21 @@ class KernelBackend(Backend):
         )  # fmt: skip
         self._launch("gather", None, (), job, len(target), source, order, target)
 
+    def _example_norms(self, X: Array, dZ: Array, norms: Array, add: bool) -> None:
+        job = new_record(
+            records.EXAMPLE_NORMS, X=self.address(X), X_row=X.strides[0], X_columns=X.shape[1], dZ=self.address(dZ),
+            dZ_row=dZ.strides[0], dZ_columns=dZ.shape[1], rows=len(X), add=add, norms=self.address(norms),
+        )  # fmt: skip
+        self._launch("example_norms", X.dtype.name, (), job, len(X), X, dZ, norms)
+
+    def _clip_examples(self, dZ: Array, norms: Array, limit: Array, scale: Array) -> None:
+        job = new_record(
+            records.CLIP_EXAMPLES, dZ=self.address(dZ), dZ_row=dZ.strides[0], rows=len(dZ), columns=dZ.shape[1],
+            norms=self.address(norms), limit=self.address(limit), scale=self.address(scale),
+            scale_step=0 if len(scale) == 1 else scale.strides[0],
+        )  # fmt: skip
+        self._launch("clip_examples", dZ.dtype.name, (), job, len(dZ), dZ, norms, limit, scale)
+
     def _total(self, numbers: Array, target: Array) -> None:
         job = new_record(
             records.TOTAL, numbers=self.address(numbers), length=len(numbers), target=self.address(target),

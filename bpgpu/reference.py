@@ -161,6 +161,19 @@ class NumPyBackend(Backend):
         n = len(target)
         self._do(lambda step: np.copyto(target, source[order[step * n : (step + 1) * n]]))
 
+    def _example_norms(self, X: Array, dZ: Array, norms: Array, add: bool) -> None:
+        def squares(step: int) -> None:
+            norms[:] = (norms if add else 0) + ((X * X).sum(axis=1) + 1) * (dZ * dZ).sum(axis=1)
+
+        self._do(squares)
+
+    def _clip_examples(self, dZ: Array, norms: Array, limit: Array, scale: Array) -> None:
+        def shorten(step: int) -> None:
+            norm, allowed = np.sqrt(norms), limit * scale
+            dZ[:] = dZ * np.divide(allowed, norm, out=np.ones_like(norm), where=norm > allowed)[:, None]
+
+        self._do(shorten)
+
     def _total(self, numbers: Array, target: Array) -> None:
         def total(step: int) -> None:
             target[step] = numbers.sum()

@@ -17,8 +17,9 @@ import numpy as np
 from .backend import Array, Program
 from .checks import on_gpu
 from .kernels.names import HYPER, RULES, SAVES_Z
-from .mlp import BLOCK, MLP
+from .mlp import MLP
 from .optim import Optimizer
+from .per_example import clip
 
 SLAB_BYTES = 1 << 26  # of a data set that is larger than the device should hold: what is copied there at a time
 SLICE_SECONDS = 0.1  # how long a replay may take before Python looks at Ctrl-C and reports progress
@@ -27,7 +28,7 @@ SLICE_SECONDS = 0.1  # how long a replay may take before Python looks at Ctrl-C 
 class Step:
     """The arrays of a training step for one batch size."""
 
-    def __init__(self, net: MLP, n: int, labels: bool, weighted: bool) -> None:
+    def __init__(self, net: MLP, n: int, labels: bool, weighted: bool, limit: float | None) -> None:
         b, units = net.backend, net.layers
         self.net, self.n = net, n
         self.X = b.empty((n, units[0]), net.dtype)
@@ -42,6 +43,7 @@ class Step:
         ]  # of dropout
         hidden = zip(units[1:-1], net.activations, strict=True)
         self.z = [b.empty((n, o), net.dtype) if f in SAVES_Z else None for o, f in hidden]
+        self.limit = None if limit is None else b.asarray(np.full(1, limit, net.dtype))  # of an example's gradient
         self.delta = [b.empty((n, o), net.dtype) for o in units[1:]]
 
     @staticmethod
@@ -49,7 +51,7 @@ class Step:
         """How much memory the arrays take for each example of the batch."""
         units = net.layers
         dropped = sum(u for u, rate in zip(units, net.dropout, strict=False) if rate)
-        numbers = sum(units) + dropped + net.saved_z + sum(units[1:]) + 1 + weighted + (0 if labels else units[-1])
+        numbers = sum(units) + dropped + net.saved_z + sum(units[1:]) + 2 + weighted + (0 if labels else units[-1])
         return numbers * net.dtype.itemsize + 8 * labels
 
     def record(self, losses: Array, trainer: Trainer) -> None:
@@ -69,6 +71,8 @@ class Step:
             b.hidden_delta(self.delta[l], net.weights[l], saved, net.activations[l - 1], dZ_below=self.delta[l - 1])
             if net.dropout[l]:
                 b.dropout(self.delta[l - 1], net.dropout[l], trainer.key, l, target=self.delta[l - 1])
+        if self.limit is not None:
+            clip(b, self.kept, self.delta, self.limit, self.scale)
         with b.together():
             for l in range(last + 1):
                 trainer.record_update(l, self.kept[l], self.delta[l])
@@ -81,6 +85,7 @@ class Trainer:
     def __init__(self, net: MLP) -> None:
         self.net, self.rule = net, ""
         self.hyper = net.backend.empty((len(net.weights), 2, len(HYPER)), net.dtype)
+        self.clip: float | None = None  # the longest that an example's gradient may be
         self.losses = net.backend.empty((1,), net.dtype)
         self.key = net.backend.asarray(np.array([net.seed, 0], np.uint64).view(np.int64))  # of dropout: seed, first step
         self.states: dict[str, Array] = {}  # each like theta
@@ -129,10 +134,10 @@ class Trainer:
     def step(self, optimizer: Optimizer, X: Array, y: Array, scale: np.ndarray[Any, Any], examples: float) -> float:
         """One step on one batch (arrays as the network's checks leave them); the loss before the step."""
         self.prepare(optimizer, examples)
-        b, key = self.net.backend, (len(X), y.ndim, len(scale) > 1)
+        b, key = self.net.backend, (len(X), y.ndim, len(scale) > 1, self.clip)
         if key not in self._steps:
             self.net.check_room(len(X), Step.bytes_each(self.net, y.ndim == 1, len(scale) > 1))
-            step = Step(self.net, len(X), y.ndim == 1, len(scale) > 1)
+            step = Step(self.net, len(X), y.ndim == 1, len(scale) > 1, self.clip)
             with b.capture() as program:
                 step.record(self.losses, self)
             self._steps[key] = step, program
@@ -174,8 +179,8 @@ class Epochs:
             self.slabs = [[b.buffer((self.slab, *part.shape[1:]), part.dtype) for part in self.host] for _ in range(2)]
             self.sources = [(X_slab.array, y_slab.array) for X_slab, y_slab in self.slabs]
             b.write(self.order, np.arange(self.n) % self.slab)  # in a slab the examples are in order
-        sizes = [n for n in (self.batch, self.rest) if n]
-        self.kinds = [Step(net, n, y.ndim == 1, weight is not None) for n in sizes]  # full batches, and the smaller one
+        sizes = [n for n in (self.batch, self.rest) if n]  # of full batches, and of the smaller one
+        self.kinds = [Step(net, n, y.ndim == 1, weight is not None, trainer.clip) for n in sizes]
         self.table: Array = None  # the numbers of each step, where they vary
         self.programs: list[list[Program]] = []  # of each kind, for each of the sources
         self._recorded = ("", False)
@@ -272,17 +277,18 @@ class Epochs:
                 if len(rows):
                     buffer.fill(source, rows)
 
-    def inputs(self, step: int) -> Iterator[Array]:
-        """The rows of X that a step of this epoch takes, on the device, some at a time."""
-        b, end = self.net.backend, min((step + 1) * self.batch, self.n)
-        for start in range(step * self.batch, end, BLOCK):
-            rows = self.order_on_host[start : min(start + BLOCK, end)]
-            if self.resident:
-                X = self.sources[0][0]
-                b.gather(X, b.asarray(rows), block := b.empty((len(rows), X.shape[1]), X.dtype))
-                yield block
-            else:
-                yield b.asarray(self.host[0][rows])
+    def rows(self, start: int, end: int) -> tuple[Array, Array]:
+        """X and y of examples start .. end - 1 in the order of this epoch, on the device."""
+        b, rows = self.net.backend, self.order_on_host[start:end]
+
+        def of(part: int) -> Array:
+            if not self.resident:
+                return b.asarray(self.host[part][rows])
+            source = self.sources[0][part]
+            b.gather(source, b.asarray(rows), target := b.empty((len(rows), *source.shape[1:]), source.dtype))
+            return target
+
+        return of(0), of(1)
 
     def examples(self, steps: int) -> int:
         """How many examples the first steps of an epoch take."""

@@ -23,6 +23,8 @@ _MAKERS = {
     "total": ("output_delta", "total"),
     "gather": ("gather", "gather"),
     "dropout": ("dropout", "dropout"),
+    "example_norms": ("per_example", "example_norms"),
+    "clip_examples": ("per_example", "clip_examples"),
     "lead": ("team", "leader"),
     "follow": ("team", "follower"),
 }

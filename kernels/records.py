@@ -41,6 +41,8 @@ ACTIVATE = _words("Z", "Z_row", "rows", "columns", "A", "A_row")
 GATHER = _words("source", "row_bytes", "order", "rows", "target")
 DROPOUT = _words("source", "target", "length", "key", "stream", "threshold", "scale")
 TOTAL = _words("numbers", "length", "target", "target_step")
+EXAMPLE_NORMS = _words("X", "X_row", "X_columns", "dZ", "dZ_row", "dZ_columns", "rows", "add", "norms")
+CLIP_EXAMPLES = _words("dZ", "dZ_row", "rows", "columns", "norms", "scale", "scale_step", "limit")
 STEP = _words("step")  # on the GPU: where the number of the step is
 
 
