@@ -10,7 +10,8 @@ from functools import cache
 import llvmlite.binding as llvm
 import numpy as np
 
-CHUNK = 256  # terms of a sum that are added up on their own: part of the numerics contract, on every machine
+from .names import CHUNK as CHUNK
+
 TILE_ROWS = 6  # rows of the largest register tile
 GRAIN = {
     "gather": 8,
@@ -18,6 +19,9 @@ GRAIN = {
     "output_delta": 8,
     "update": 8192,
     "dropout": 256,
+    "squares": 64,
+    "clip": 8192,
+    "max_norm": 64,
     "column_sum": 64,
     "total": 1,
 }  # of work in an item
