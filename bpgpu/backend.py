@@ -174,12 +174,19 @@ class Backend(ABC):
         self._hidden_delta(dZ, W, saved, activation, dZ_below)
         return dZ_below
 
-    def dense_gradient(self, X: Array, dZ: Array, *, dW: Array = None, db: Array = None) -> tuple[Array, Array]:
-        """The product of both passes:  dW = X^T dZ,  db = sum_n dZ.   X (n, i), dZ (n, o) give dW (i, o), db (o)."""
+    def dense_gradient(
+        self, X: Array, dZ: Array, *, dW: Array = None, db: Array = None, add: bool = False
+    ) -> tuple[Array, Array]:
+        """The product of both passes:  dW = X^T dZ,  db = sum_n dZ.   X (n, i), dZ (n, o) give dW (i, o), db (o).
+
+        With add they are added to what dW and db hold: so a batch may come in parts of 256 examples, to the same bits.
+        """
+        if add and (dW is None or db is None):
+            raise ValueError("dense_gradient with add=True needs dW and db to add to")
         s = sizes("X n i, dZ n o, =dW i o, =db o", X, dZ, dW, db)
         dW = self.empty((s["i"], s["o"]), X.dtype) if dW is None else dW
         db = self.empty((s["o"],), X.dtype) if db is None else db
-        self._dense_gradient(X, dZ, dW, db)
+        self._dense_gradient(X, dZ, dW, db, add)
         return dW, db
 
     def dense_update(
@@ -214,11 +221,12 @@ class Backend(ABC):
         _hyper(sizes(spec, parameter, gradient, hyper, *states))
         self._update(parameter, gradient, rule, hyper, states)
 
-    def dropout(self, A: Array, rate: float, key: Array, layer: int, *, target: Array = None) -> Array:
+    def dropout(self, A: Array, rate: float, key: Array, layer: int, *, first: int = 0, target: Array = None) -> Array:
         """Dropout:  target = A / (1 - rate) where the mask of (seed, layer, step) keeps an element, 0 elsewhere.
 
         A (n, u) gives target (n, u), which may be A; 0 < rate < 1; key int64 (2): the bits of the seed, and the number of the
-        first step, to which Program.run's is added.  The same call on a delta is the backward pass.
+        first step, to which Program.run's is added; first: the number of A's first element in the mask, a multiple of 8.  The
+        same call on a delta is the backward pass.
         """
         sizes("A n u, =target n u", A, target)
         if not 0 < rate < 1:
@@ -227,9 +235,11 @@ class Backend(ABC):
             raise ValueError(
                 f"dropout takes an int64 key (2) and a layer from 0 to 2^20 - 1, got {key.dtype} {key.shape}, {layer}"
             )
+        if first < 0 or first % 8:
+            raise ValueError(f"the mask's first element is {first!r}; expected a multiple of 8")
         check_layout("key", key, written=False)
         target = self.empty(A.shape, A.dtype) if target is None else target
-        self._dropout(A, float(rate), key, layer, target)
+        self._dropout(A, float(rate), key, layer, first, target)
         return target
 
     def squares(self, numbers: Array, sums: Array) -> None:
@@ -293,7 +303,7 @@ class Backend(ABC):
     @abstractmethod
     def _hidden_delta(self, dZ: Array, W: Array, saved: Array, activation: str, dZ_below: Array) -> None: ...
     @abstractmethod
-    def _dense_gradient(self, X: Array, dZ: Array, dW: Array, db: Array) -> None: ...
+    def _dense_gradient(self, X: Array, dZ: Array, dW: Array, db: Array, add: bool) -> None: ...
     @abstractmethod
     def _dense_update(self, X: Array, dZ: Array, W: Array, b: Array, rule: str, hyper: Array, states: States) -> None: ...
     @abstractmethod
@@ -305,7 +315,7 @@ class Backend(ABC):
     @abstractmethod
     def _max_norm(self, W: Array, limit: Array) -> None: ...
     @abstractmethod
-    def _dropout(self, A: Array, rate: float, key: Array, layer: int, target: Array) -> None: ...
+    def _dropout(self, A: Array, rate: float, key: Array, layer: int, first: int, target: Array) -> None: ...
     @abstractmethod
     def _gather(self, source: Array, order: Array, target: Array) -> None: ...
     @abstractmethod

@@ -135,10 +135,10 @@ class NumPyBackend(Backend):
     def _hidden_delta(self, dZ: Array, W: Array, saved: Array, activation: str, dZ_below: Array) -> None:
         self._do(lambda step: np.copyto(dZ_below, dZ @ W.T * F[activation][1](saved)))
 
-    def _dense_gradient(self, X: Array, dZ: Array, dW: Array, db: Array) -> None:
+    def _dense_gradient(self, X: Array, dZ: Array, dW: Array, db: Array, add: bool) -> None:
         def gradient(step: int) -> None:
-            dW[:] = X.T @ dZ
-            db[:] = dZ.sum(axis=0)
+            dW[:] = X.T @ dZ + (dW if add else 0)
+            db[:] = dZ.sum(axis=0) + (db if add else 0)
 
         self._do(gradient)
 
@@ -169,10 +169,10 @@ class NumPyBackend(Backend):
 
         self._do(shorten)
 
-    def _dropout(self, A: Array, rate: float, key: Array, layer: int, target: Array) -> None:
+    def _dropout(self, A: Array, rate: float, key: Array, layer: int, first: int, target: Array) -> None:
         def drop(step: int) -> None:
-            seed, first = (int(number) for number in key.view(np.uint64))
-            kept = mask(seed, DROPOUT + (layer << 40) + first + step, A.shape, rate)
+            seed, begin = (int(number) for number in key.view(np.uint64))
+            kept = mask(seed, DROPOUT + (layer << 40) + begin + step, (first + A.size,), rate)[first:].reshape(A.shape)
             target[:] = np.where(kept, A * A.dtype.type(1 / (1 - rate)), 0)
 
         self._do(drop)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,47 +25,70 @@ SLICE_SECONDS = 0.1  # how long a replay may take before Python looks at Ctrl-C 
 
 
 class Step:
-    """The arrays of a training step for one batch size."""
+    """The arrays of a training step for one batch size.  The batch goes through the network at once, or, with `micro`, in
+    parts of so many rows, a multiple of CHUNK: the sums over the examples are the same, to the bit."""
 
-    def __init__(self, net: MLP, n: int, labels: bool, weighted: bool) -> None:
+    def __init__(self, net: MLP, n: int, labels: bool, weighted: bool, micro: int | None = None) -> None:
         b, units = net.backend, net.layers
-        self.net, self.n = net, n
-        self.X = b.empty((n, units[0]), net.dtype)
-        self.y = b.empty((n,), np.int64) if labels else b.empty((n, units[-1]), net.dtype)
+        self.net, self.n, self.rows = net, n, min(n, micro or n)
+        rows = self.rows
+        self.X = b.empty((rows, units[0]), net.dtype)
+        self.y = b.empty((rows,), np.int64) if labels else b.empty((rows, units[-1]), net.dtype)
         self.scale = b.empty((n,) if weighted else (1,), net.dtype)
         if not weighted:
             b.write(self.scale, net.scale(n))
         self.losses = b.empty((n,), net.dtype)
-        self.a = [self.X, *(b.empty((n, o), net.dtype) for o in units[1:])]
-        self.kept = [
-            b.empty(a.shape, net.dtype) if rate else a for a, rate in zip(self.a, net.dropout, strict=False)
-        ]  # of dropout
+        self.a = [self.X, *(b.empty((rows, o), net.dtype) for o in units[1:])]
+        drops = zip(self.a, net.dropout, strict=False)
+        self.kept = [b.empty(a.shape, net.dtype) if rate else a for a, rate in drops]  # what dropout leaves of a
         hidden = zip(units[1:-1], net.activations, strict=True)
-        self.z = [b.empty((n, o), net.dtype) if f in SAVES_Z else None for o, f in hidden]
-        room = [b.empty((n * max(units[1:]),), net.dtype) for _ in range(2)]  # deltas of two neighbouring layers
-        self.delta = [room[l % 2][: n * o].reshape(n, o) for l, o in enumerate(units[1:])]
+        self.z = [b.empty((rows, o), net.dtype) if f in SAVES_Z else None for o, f in hidden]
+        self.room = [b.empty((rows * max(units[1:]),), net.dtype) for _ in range(2)]  # deltas of two neighbouring layers
 
-    def record(self, losses: Array, norms: Array, trainer: Trainer) -> None:
-        """Issue the operations of the step; of step t L goes to losses[t], and |gradient|^2 to norms[t] if it is needed."""
+    def parts(self) -> list[tuple[int, int]]:
+        """Where each part begins in the batch, and its rows."""
+        return [(start, min(self.rows, self.n - start)) for start in range(0, self.n, self.rows)]
+
+    def record(self, losses: Array, norms: Array, trainer: Trainer, fetch: Callable[[int, int], None] | None = None) -> None:
+        """Issue the operations of the step; of step t L goes to losses[t], and |gradient|^2 to norms[t] if it is needed.
+
+        fetch(start, rows) issues what brings a part of the batch to X and y, if it is not there.
+        """
+        whole = self.rows == self.n
+        for start, rows in self.parts():
+            if fetch is not None:
+                fetch(start, rows)
+            self._record_part(start, rows, trainer, whole)
+        self.net.backend.total(self.losses, losses)
+        trainer.record_end(norms, whole)
+
+    def _record_part(self, start: int, rows: int, trainer: Trainer, whole: bool) -> None:
         net, b, last = self.net, self.net.backend, len(self.net.weights) - 1
-        for l in range(last + 1):
-            f, Z = (net.activations[l], self.z[l]) if l < last else ("identity", None)
+        a, kept = [x[:rows] for x in self.a], [x[:rows] for x in self.kept]
+        delta = [self.room[l % 2][: rows * o].reshape(rows, o) for l, o in enumerate(net.layers[1:])]
+        z = [None if x is None else x[:rows] for x in self.z]
+
+        def drop(l: int, source: Array, target: Array) -> None:
             if net.dropout[l]:
-                b.dropout(self.a[l], net.dropout[l], trainer.key, l, target=self.kept[l])
-            b.dense_forward(self.kept[l], net.weights[l], net.biases[l], f, A=self.a[l + 1], Z=Z)
+                b.dropout(source, net.dropout[l], trainer.key, l, first=start * net.layers[l], target=target)
+
+        for l in range(last + 1):
+            f, Z = (net.activations[l], z[l]) if l < last else ("identity", None)
+            drop(l, a[l], kept[l])
+            b.dense_forward(kept[l], net.weights[l], net.biases[l], f, A=a[l + 1], Z=Z)
         b.output_delta(
-            self.a[-1], self.y, net.loss, net.output_activation,
-            scale=self.scale, dZ=self.delta[last], losses=self.losses,
+            a[-1], self.y[:rows], net.loss, net.output_activation, dZ=delta[last], losses=self.losses[start : start + rows],
+            scale=self.scale if len(self.scale) == 1 else self.scale[start : start + rows],
         )  # fmt: skip
-        b.total(self.losses, losses)
         for l in range(last, -1, -1):
             if l > 0:
-                saved = self.a[l] if self.z[l - 1] is None else self.z[l - 1]
-                b.hidden_delta(self.delta[l], net.weights[l], saved, net.activations[l - 1], dZ_below=self.delta[l - 1])
-                if net.dropout[l]:
-                    b.dropout(self.delta[l - 1], net.dropout[l], trainer.key, l, target=self.delta[l - 1])
-            trainer.record_update(l, self.kept[l], self.delta[l])
-        trainer.record_end(norms)
+                saved = a[l] if z[l - 1] is None else z[l - 1]
+                b.hidden_delta(delta[l], net.weights[l], saved, net.activations[l - 1], dZ_below=delta[l - 1])
+                drop(l, delta[l - 1], delta[l - 1])
+            if whole:
+                trainer.record_update(l, kept[l], delta[l])
+            else:
+                trainer.record_gradient(l, kept[l], delta[l], add=start > 0)
 
 
 class Trainer:
@@ -78,7 +101,7 @@ class Trainer:
         self.key = net.backend.asarray(np.array([net.seed, 0], np.uint64).view(np.int64))  # of dropout: seed, first step
         self.norms = net.backend.asarray(np.zeros(1, net.dtype))
         self.limits = net.backend.empty((3,), net.dtype)
-        self.gradient, self.sums = None, None  # type: Array, Array # if it is clipped: laid out as theta, and its squares
+        self.gradient, self.sums = None, None  # type: Array, Array # if a step writes it: laid out as theta, and its squares
         self.states: dict[str, Array] = {}  # each like theta
         self.steps_taken = 0
         self.written: dict[str, Any] = {}  # the optimizer's attributes when `hyper` was written
@@ -88,12 +111,18 @@ class Trainer:
         """The update of layer l; of a gradient that is to be clipped, the gradient."""
         net, (rule, by_norm, by_value, _) = self.net, self.form
         if by_norm or by_value:
-            dW, db = net.views(self.gradient)
+            dW, db = self._gradients()
             net.backend.dense_gradient(a, delta, dW=dW[l], db=db[l])
         else:
             net.backend.dense_update(a, delta, net.weights[l], net.biases[l], rule, self.hyper[l], self._states_of(l))
 
-    def record_end(self, norms: Array) -> None:
+    def record_gradient(self, l: int, a: Array, delta: Array, *, add: bool) -> None:
+        """The share of some examples in the gradient of layer l, chunk by chunk as the sum over all of them goes."""
+        dW, db = self._gradients()
+        for s in range(0, len(a), CHUNK):
+            self.net.backend.dense_gradient(a[s : s + CHUNK], delta[s : s + CHUNK], dW=dW[l], db=db[l], add=add or s > 0)
+
+    def record_end(self, norms: Array, updated: bool) -> None:
         """What needs the gradients of all layers, and what comes after the update."""
         net, b, (rule, by_norm, by_value, max_norm) = self.net, self.net.backend, self.form
         if by_norm:
@@ -101,13 +130,22 @@ class Trainer:
             b.total(self.sums, norms)
         if by_norm or by_value:
             b.clip(self.gradient, self.limits[:2], norms)
-            gradients = net.views(self.gradient)
+        if by_norm or by_value or not updated:
+            dW, db = self._gradients()
             for l in range(len(net.weights)):
-                for i, (parameter, g) in enumerate(((net.weights[l], gradients[0][l]), (net.biases[l], gradients[1][l]))):
+                for i, (parameter, g) in enumerate(((net.weights[l], dW[l]), (net.biases[l], db[l]))):
                     states = [pair[i].reshape(-1) for pair in self._states_of(l)]
                     b.update(parameter.reshape(-1), g.reshape(-1), rule, self.hyper[l, i], states)
         for W in net.weights if max_norm else ():
             b.max_norm(W, self.limits[2:])
+
+    def _gradients(self) -> tuple[list[Array], list[Array]]:
+        """dW and db of each layer, where a step writes its gradient."""
+        net, b = self.net, self.net.backend
+        if self.gradient is None:
+            self.gradient = b.empty(net.theta.shape, net.dtype)
+            self.sums = b.empty((-(-net.theta.size // CHUNK),), net.dtype)
+        return net.views(self.gradient)
 
     def _states_of(self, l: int) -> list[tuple[Array, Array]]:
         parts = (self.net.views(self.states[name]) for name in RULES[self.form[0]])
@@ -126,9 +164,6 @@ class Trainer:
             for name in RULES[optimizer.rule]:
                 if name not in self.states:
                     self.states[name] = net.backend.asarray(np.zeros(net.theta.shape, net.dtype))
-            if self.gradient is None and (optimizer.clip_norm or optimizer.clip_value):
-                self.gradient = net.backend.empty(net.theta.shape, net.dtype)
-                self.sums = net.backend.empty((-(-net.theta.size // CHUNK),), net.dtype)
         if any(self.form[1:]):
             net.backend.write(self.limits, optimizer.limits(net.dtype))
         return numbers
@@ -175,10 +210,12 @@ class Trainer:
 class Epochs:
     """The recorded steps of whole epochs over one data set: full batches, and the smaller one at the end if there is one."""
 
-    def __init__(self, trainer: Trainer, X: Array, y: Array, weight: np.ndarray[Any, Any] | None, batch_size: int) -> None:
+    def __init__(
+        self, trainer: Trainer, X: Array, y: Array, weight: np.ndarray[Any, Any] | None, batch_size: int, micro: int | None
+    ) -> None:
         net, b = trainer.net, trainer.net.backend
         self.net, self.trainer, self.weight, self.n, self.batch = net, trainer, weight, len(X), min(batch_size, len(X))
-        self.X, self.y = X, y
+        self.X, self.y, self.micro = X, y, micro
         self.full, self.rest = divmod(self.n, self.batch)
         self.steps = self.full + (self.rest > 0)
         self.order = b.empty((self.n,), np.int64)
@@ -188,25 +225,32 @@ class Epochs:
         self.ascending = b.asarray(np.arange(self.n))
         self.table: Array = None  # the numbers of each step, where they vary
         self.programs: list[Program] = []
+        self._moved: list[np.ndarray[Any, Any]] = []  # how an order is laid out on the device: part by part of the batches
         self._recorded: tuple[Any, ...] = ()
 
     def _record(self, varies: bool) -> None:
         """The programs of an epoch under the trainer's rule; numbers that vary are gathered like the examples."""
         b, hyper = self.net.backend, self.trainer.hyper
         self.table = b.empty((self.steps, *hyper.shape), hyper.dtype) if varies else None
-        self.programs = []
+        self.programs, self._moved = [], []
         for start, n, first, steps in ((0, self.batch, 0, self.full), (self.full * self.batch, self.rest, self.full, 1)):
             if n == 0:
                 continue
-            step = Step(self.net, n, self.y.ndim == 1, self.weight is not None)
+            step = Step(self.net, n, self.y.ndim == 1, self.weight is not None, self.micro)
+            rows = start + np.arange(steps * n).reshape(steps, n)
+            self._moved += [rows[:, s : s + r].ravel() for s, r in step.parts()]
+
+            def fetch(part: int, rows: int, step: Step = step, start: int = start, steps: int = steps) -> None:
+                order = self.order[start + steps * part : start + steps * (part + rows)]
+                b.gather(self.X, order, step.X[:rows])
+                b.gather(self.y, order, step.y[:rows])
+
             with b.capture() as program:
                 if varies:
                     b.gather(self.table[first:], self.ascending[:steps], hyper.reshape(1, *hyper.shape))
-                b.gather(self.X, self.order[start:], step.X)
-                b.gather(self.y, self.order[start:], step.y)
                 if self.weight is not None:
                     b.gather(self.scale[start:], self.ascending[: n * steps], step.scale)
-                step.record(self.losses[first : first + steps], self.norms[first : first + steps], self.trainer)
+                step.record(self.losses[first : first + steps], self.norms[first : first + steps], self.trainer, fetch)
             self.programs.append(program)
         self._recorded = self.trainer.form, varies
 
@@ -223,7 +267,7 @@ class Epochs:
         numbers = trainer.adopt(optimizer, examples if varies else examples[:1], done)
         if self._recorded != (trainer.form, varies):
             self._record(varies)
-        b.write(self.order, order)
+        b.write(self.order, order if self.micro is None else order[np.concatenate(self._moved)])
         b.write(self.table if varies else trainer.hyper, numbers if varies else numbers[0])
         trainer.written = {} if varies else vars(optimizer).copy()
 

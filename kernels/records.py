@@ -40,7 +40,7 @@ GATHER = _words("source", "row_bytes", "order", "rows", "target")
 SQUARES = _words("numbers", "length", "sums")
 CLIP = _words("gradient", "length", "total", "limits")
 MAX_NORM = _words("W", "W_row", "rows", "columns", "limit")
-DROPOUT = _words("source", "target", "length", "key", "stream", "threshold", "scale")
+DROPOUT = _words("source", "target", "length", "key", "stream", "block", "threshold", "scale")
 TOTAL = _words("numbers", "length", "target", "target_step")
 STEP = _words("step")  # on the GPU: where the number of the step is
 

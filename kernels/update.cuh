@@ -5,6 +5,10 @@ struct r_store {
     static FUNCTION void apply(const UPDATE& p, int64 offset, real g) { *(real*)(p.parameter + offset) = g; }
 };
 
+struct r_add {
+    static FUNCTION void apply(const UPDATE& p, int64 offset, real g) { *(real*)(p.parameter + offset) += g; }
+};
+
 template <bool AVERAGES, bool SQUARES, bool NESTEROV>
 struct Descent {
     static FUNCTION void apply(const UPDATE& p, int64 offset, real g) {

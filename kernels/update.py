@@ -4,6 +4,7 @@ A rule takes a vector of gradients g and the place of its parameters in an UPDAT
 parameters.  Its numbers are those of names.HYPER; what a class of bpgpu/optim.py wants is said in them alone.
 
     store      parameter = g
+    add        parameter = parameter + g
 
     every other rule    g = (l2 w + g) + l1 sign(w),  then u, then  w = (w - decay w) - learning_rate u
     sgd        u = g
@@ -31,10 +32,12 @@ BLOCK = GRAIN["update"]
 
 def rule(V: Lanes, name: str) -> Any:
     """apply(update record's address, offset in bytes, g, how many lanes count)."""
-    if name == "store":
+    if name in ("store", "add"):
+        add = name == "add"
 
         def store(update: int, offset: int, g: Any, count: int) -> None:
-            store_up_to(V, record(UPDATE, update).parameter + offset, g, count)
+            address = record(UPDATE, update).parameter + offset
+            store_up_to(V, address, load_up_to(V, address, count) + g if add else g, count)
 
         return njit(store)
 
