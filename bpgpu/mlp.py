@@ -230,9 +230,8 @@ class MLP:
 
         return fit(
             self, X, y, epochs=epochs, batch_size=batch_size, micro_batch=micro_batch, optimizer=optimizer,
-            validation_data=validation_data,
-            sample_weight=sample_weight, class_weight=class_weight, label_smoothing=label_smoothing, shuffle=shuffle,
-            restore_best=restore_best, callbacks=callbacks, resume=resume,
+            validation_data=validation_data, sample_weight=sample_weight, class_weight=class_weight,
+            label_smoothing=label_smoothing, shuffle=shuffle, restore_best=restore_best, callbacks=callbacks, resume=resume,
         )  # fmt: skip
 
     def trainer(self, optimizer: Optimizer) -> Trainer:

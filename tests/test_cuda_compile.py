@@ -32,6 +32,8 @@ def jobs(*, every: bool) -> list[Job]:
     found: list[Job] = [(name, "float32", (heaviest[name],), cuda.LARGE) for name in PRODUCTS]
     found += [("output_delta", "float64", ("huber", "gelu", "targets"), {"THREADS": 32})]
     found += [("gather", None, (), {"THREADS": 128}), ("total", "float32", (), {"THREADS": 32})]
+    for name in ("dropout", "squares", "clip", "max_norm"):
+        found += [(name, dtype, (), {"THREADS": 128}) for dtype in ("float32", "float64")]
     if every:
         for dtype in ("float32", "float64"):
             found += [(name, dtype, (heaviest[name],), cuda.SMALL) for name in PRODUCTS]
