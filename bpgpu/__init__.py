@@ -13,6 +13,7 @@ from .files import load
 from .fitting import Diverged, History, Progress
 from .health import Health
 from .kernels.names import ACTIVATIONS, LOSSES
+from .lbfgs import fit_lbfgs
 from .mlp import MLP, Backward, Passes
 from .optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 from .per_example import ExampleNorms, NoiseScale
@@ -24,5 +25,5 @@ __all__ = [
     "ACTIVATIONS", "LOSSES", "MLP", "SGD", "Adagrad", "Adam", "AdamW", "AdaptiveRate", "Backend", "BackendUnavailable",
     "Backward", "Callback", "Checkpoint", "Data", "Diverged", "EarlyStopping", "ExampleNorms", "Health", "History", "Log",
     "NoiseScale", "Optimizer", "Passes", "Progress", "ProgressBar", "RMSprop", "Reverse", "Reversed", "TensorBoard",
-    "backends", "get_backend", "load", "load_data", "mnist10k", "plots", "schedules",
+    "backends", "fit_lbfgs", "get_backend", "load", "load_data", "mnist10k", "plots", "schedules",
 ]  # fmt: skip

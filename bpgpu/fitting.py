@@ -16,6 +16,7 @@ from .backend import Array
 from .callbacks import Best, Callback, Callbacks, as_callbacks
 from .checks import as_weights
 from .health import Health, Observer
+from .kernels.names import CHUNK
 from .labels import class_weights, smoothed
 from .mlp import MLP
 from .optim import SGD, Optimizer
@@ -252,6 +253,7 @@ def fit(
     *,
     epochs: int,
     batch_size: int,
+    micro_batch: int | None,
     optimizer: Optimizer | None,
     validation_data: tuple[Any, Any] | None,
     sample_weight: Any,
@@ -265,6 +267,8 @@ def fit(
 ) -> History:
     """Train `net` on X (n, inputs) and y for `epochs` epochs of batches of `batch_size` (the last one may be smaller).
 
+    micro_batch      how many examples go through the network at a time, a multiple of 256: for batches that do not fit in
+                     memory; the result does not depend on it, to the bit
     validation_data  (X, y): loss and accuracy on it after each epoch
     sample_weight    (n,), none negative
     class_weight     {label: weight}, a weight for each class, or "balanced": the weight of an example is multiplied by it
@@ -289,6 +293,8 @@ def fit(
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
         if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} is {value!r}; expected a positive integer")
+    if micro_batch is not None and (not isinstance(micro_batch, (int, np.integer)) or micro_batch < 1 or micro_batch % CHUNK):
+        raise ValueError(f"micro_batch is {micro_batch!r}; expected a multiple of {CHUNK}, or None")
     X = net.matrix(X)
     targets = net.targets(y, len(X))
     weight = None if sample_weight is None else net.sample_weights(sample_weight, len(X))
@@ -322,7 +328,7 @@ def fit(
             "shuffle": bool(shuffle), "examples": len(X),
             "data": [None if array is None else _checksum(net.backend.to_numpy(array)) for array in (X, targets, weight)],
         }  # fmt: skip
-    data = Epochs(trainer, X, targets, weight, int(batch_size), spare)
+    data = Epochs(trainer, X, targets, weight, int(batch_size), micro_batch, spare)
     run = Run(
         net, data, optimizer, trainer, int(epochs), shuffle=shuffle, validation=validation_data,
         callbacks=told, identity=identity,

@@ -279,6 +279,7 @@ class MLP:
         *,
         epochs: int = 10,
         batch_size: int = 128,
+        micro_batch: int | None = None,
         optimizer: Optimizer | None = None,
         validation_data: tuple[Any, Any] | None = None,
         sample_weight: Any = None,
@@ -294,9 +295,10 @@ class MLP:
         from .fitting import fit
 
         return fit(
-            self, X, y, epochs=epochs, batch_size=batch_size, optimizer=optimizer, validation_data=validation_data,
-            sample_weight=sample_weight, class_weight=class_weight, label_smoothing=label_smoothing, shuffle=shuffle,
-            restore_best=restore_best, clip_per_example=clip_per_example, callbacks=callbacks, resume=resume,
+            self, X, y, epochs=epochs, batch_size=batch_size, micro_batch=micro_batch, optimizer=optimizer,
+            validation_data=validation_data, sample_weight=sample_weight, class_weight=class_weight,
+            label_smoothing=label_smoothing, shuffle=shuffle, restore_best=restore_best, clip_per_example=clip_per_example,
+            callbacks=callbacks, resume=resume,
         )  # fmt: skip
 
     def trainer(self, optimizer: Optimizer) -> Trainer:

@@ -246,6 +246,7 @@ def test_a_callback_ends_a_run_in_the_middle_of_a_slab(monkeypatch: pytest.Monke
 
 
 RULES: dict[str, dict[str, Any]] = {
+    "bounded": {"optimizer": lambda: bpgpu.Adam(0.01, clip_norm=0.1, max_norm=1.0)},
     "clipped": {"optimizer": lambda: bpgpu.SGD(0.1), "clip_per_example": 0.5},
     "schedule": {"optimizer": lambda: bpgpu.SGD(lambda t: 0.2 / (1 + t), 0.9, nesterov=True)},
     "adam": {"optimizer": lambda: bpgpu.Adam(0.01, weight_decay=0.01), "class_weight": [1, 2, 3]},
