@@ -19,8 +19,8 @@ from bpgpu.kernels.names import RULES
 from bpgpu.reference import descend
 from bpgpu.training import Step
 
-from .competitors import numpy_step
 from .networks import LEARNING_RATE, NETWORKS
+from .peers import numpy_step
 
 F32 = np.float32
 LAYERS = {"mnist": (128, 784, 1024), "output": (128, 1024, 10), "deep": (256, 2500, 2000), "one": (1, 1024, 1024)}
