@@ -47,7 +47,7 @@ def main() -> None:
             " ".join(f"{epoch['accuracy']:.2%}" for epoch in entry["course"][0]),
         )  # fmt: skip
     runner.console.print(table)
-    runner.report("fit", [network], networks={network.name: {"fits": found}}, goal=args.goal)
+    runner.report("fit", {network.name: {"fits": found}}, goal=args.goal)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ def main() -> None:
     check(runner.runs, slack=0.02)  # of the shares of labels: one in 50 may be a close call
     speeds = {n.name: runner.speeds(n) for n in NETWORKS}
     runner.console.print(speed_table("Labels of a batch: forward pass and argmax", NETWORKS, speeds))
-    runner.report("inference", NETWORKS, networks={name: {"competitors": s} for name, s in speeds.items()})
+    runner.report("inference", {name: {"competitors": s} for name, s in speeds.items()})
 
 
 if __name__ == "__main__":

@@ -6,11 +6,9 @@ import statistics
 
 from rich.table import Table
 
-from .competitors import STEPS
-from .networks import NETWORKS
 from .runner import Job, Result, Runner, chosen, options
 
-COMPETITORS = [name for name in STEPS if name not in ("fma", "floor")]
+COMPETITORS = ("bpgpu", "numpy", "torch", "torch.compile", "jax", "sklearn")
 
 
 def main() -> None:
@@ -34,7 +32,7 @@ def main() -> None:
             cells.append(f"{peak / 1e6:.0f} ({(peak - imported) / 1e6:.0f})")
         table.add_row(f"{network.name}\n[dim]{network}", *cells)
     runner.console.print(table)
-    runner.report("memory", networks, networks=figures)
+    runner.report("memory", figures)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def main() -> None:
         cells = [f"{entry['ms']:.3g}  {entry['of_sgd']:.2f}x" for entry in found.values()]
         table.add_row(f"{network.name}\n[dim]{network}", *cells)
     runner.console.print(table)
-    runner.report("optimizers", networks, networks={name: {"competitors": s} for name, s in speeds.items()})
+    runner.report("optimizers", {name: {"competitors": s} for name, s in speeds.items()})
 
 
 if __name__ == "__main__":

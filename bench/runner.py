@@ -156,14 +156,16 @@ class Runner:
             entry |= {f"of_{name}": entry["ms"] / found[name]["ms"] for name in ("floor", "bpgpu") if name in found}
         return found
 
-    def report(self, part: str, networks: list[Network], **figures: Any) -> Result:
-        """All of it, written to the file (and said), unless --quick."""
-        report = self.stamp | {"part": part}
+    def report(self, part: str, networks: dict[str, Result], **figures: Any) -> None:
+        """Write all of it to the file, unless --quick; `networks` has the figures of each."""
+        report = (
+            self.stamp
+            | {"part": part, "networks": {name: described(EVERY[name]) | f for name, f in networks.items()}}
+            | figures
+        )
         report["versions"] = {name: v for r in self.runs for name, v in r["versions"].items()}
         if found := [r["blas"] for r in self.runs if "blas" in r]:
             report["blas"] = found[0]
-        report["networks"] = {n.name: described(n) | figures["networks"].get(n.name, {}) for n in networks}
-        report |= {name: value for name, value in figures.items() if name != "networks"}
         report["skipped"] = [{"competitor": j.competitor, "network": j.network, "why": why} for j, why in self.skipped.items()]
         report["runs"] = self.runs
         if (load := report["machine"]["load_at_start"]) and load[0] > 0.5:
@@ -178,7 +180,6 @@ class Runner:
             output.parent.mkdir(parents=True, exist_ok=True)
             output.write_text(json.dumps(report, indent=1) + "\n")
             self.console.print(f"written to {output}")
-        return report
 
 
 def check(runs: list[Result], slack: float = 1e-8) -> None:

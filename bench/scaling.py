@@ -37,7 +37,7 @@ def main() -> None:
             cells += [f"{torch['ms']:.3g}", f"{torch['of_bpgpu']:.2f}"] if torch else ["-", "-"]
             table.add_row(grows if entry is entries[0] else "", str(entry["at"]), *cells, end_section=entry is entries[-1])
     runner.console.print(table)
-    runner.report("scaling", list(dict.fromkeys(n for n, _ in points)), networks={}, sweeps=figures)
+    runner.report("scaling", {n.name: {} for n, _ in points}, sweeps=figures)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def main() -> None:
     about = runner.stamp["machine"]
     rates_said = ", ".join(f"{gflops:.0f} GFLOP/s {dtype}" for dtype, gflops in peak.items())
     say(f"fma peak {rates_said}; {about['cpu']} ({about['llvm_cpu']}), {args.threads} threads")
-    runner.report("steps", networks, networks={name: {"competitors": s} for name, s in speeds.items()}, fma_gflops=peak)
+    runner.report("steps", {name: {"competitors": s} for name, s in speeds.items()}, fma_gflops=peak)
 
 
 if __name__ == "__main__":
