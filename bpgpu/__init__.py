@@ -9,6 +9,7 @@ from . import schedules
 from .backend import Backend, BackendUnavailable, backends, get_backend
 from .callbacks import AdaptiveRate, Callback, Checkpoint, EarlyStopping, Log, ProgressBar, TensorBoard
 from .data import Data, load_data, mnist10k
+from .export import from_torch_state_dict, to_numpy_function, to_onnx, to_torch_state_dict
 from .files import load
 from .fitting import Diverged, History, Progress
 from .kernels.names import ACTIVATIONS, LOSSES
@@ -20,6 +21,6 @@ __version__ = "0.1.0"
 __all__ = [
     "ACTIVATIONS", "LOSSES", "MLP", "SGD", "Adagrad", "Adam", "AdamW", "AdaptiveRate", "Backend", "BackendUnavailable",
     "Backward", "Callback", "Checkpoint", "Data", "Diverged", "EarlyStopping", "History", "Log", "Optimizer", "Passes",
-    "Progress", "ProgressBar", "RMSprop", "TensorBoard", "backends", "get_backend", "load", "load_data", "mnist10k",
-    "schedules",
+    "Progress", "ProgressBar", "RMSprop", "TensorBoard", "backends", "from_torch_state_dict", "get_backend", "load",
+    "load_data", "mnist10k", "schedules", "to_numpy_function", "to_onnx", "to_torch_state_dict",
 ]  # fmt: skip

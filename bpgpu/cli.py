@@ -1,4 +1,4 @@
-"""The command line: bpgpu train, predict and info."""
+"""The command line: bpgpu train, predict, export and info."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from . import __version__
 from .backend import BackendUnavailable
 from .callbacks import Callback, Checkpoint, ProgressBar
 from .data import Data, load_data, mnist10k
-from .files import load
+from .files import load, write_whole
 from .fitting import Diverged
 from .kernels.names import ACTIVATIONS, LOSSES
 from .labels import CLASSIFIES
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, TypeError, OSError, MemoryError, BackendUnavailable, Diverged) as error:
+    except (ValueError, TypeError, OSError, MemoryError, ImportError, BackendUnavailable, Diverged) as error:
         print(f"bpgpu: {error or type(error).__name__}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -89,6 +89,15 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--target", help="name or number of the target column of a CSV file")
     predict.add_argument("--proba", action="store_true", help="print the probabilities of all classes instead")
     predict.add_argument("--backend", default="cpu", help="cpu, cuda, auto or numpy")
+
+    export = commands.add_parser("export", help="write a saved network for other software")
+    export.set_defaults(run=_export)
+    export.add_argument("model", metavar="MODEL")
+    export.add_argument("output", metavar="OUT", help="the file to write")
+    export.add_argument(
+        "--format", required=True, choices=("onnx", "numpy", "torch"),
+        help="onnx; numpy: a Python file that needs NumPy alone; torch: a state_dict of nn.Sequential, as safetensors",
+    )  # fmt: skip
 
     info = commands.add_parser("info", help="what bpgpu finds on this machine")
     info.set_defaults(run=_info)
@@ -218,6 +227,27 @@ def _predict(options: argparse.Namespace) -> int:
     if y is not None and data.classes and net.classes and not options.proba:
         right = sum(line == data.classes[label] for line, label in zip(lines, y, strict=True))
         print(f"accuracy {right / len(lines):.2%} ({right} of {len(lines)})", file=sys.stderr)
+    return 0
+
+
+# -- export --------------------------------------------------------------------------------------------------------------
+
+
+def _export(options: argparse.Namespace) -> int:
+    from safetensors.numpy import save as to_safetensors
+
+    from . import export
+
+    _check_writable("OUT", options.output)
+    net = load(options.model, backend="numpy")
+    if options.format == "onnx":
+        content = export.to_onnx(net)
+    elif options.format == "numpy":
+        content = export.to_numpy_function(net).encode()
+    else:
+        content = to_safetensors(export.to_torch_state_dict(net))
+    write_whole(options.output, content)
+    print(f"saved {options.output}")
     return 0
 
 
