@@ -65,7 +65,7 @@ def bpgpu_many(network: Network, threads: int) -> Run:
     trainer = net.trainer(optimizer)
     epochs = Epochs(trainer, X, y, None, network.batch)
     epochs.begin(optimizer, np.arange(len(X)))
-    program = epochs.programs[0]
+    program = epochs.programs[0][0]
     steps = min(epochs.full, max(1, int(SLICE_SECONDS * 100e9 / network.flops)))
     return Run(lambda: program.run(0, steps), lambda: net.weights, steps, lambda: program.run(0, 1))
 
@@ -157,10 +157,18 @@ def numpy_step(network: Network, threads: int) -> Run:
 def torch_step(network: Network, threads: int, compiled: bool = False) -> Run:
     """The usual loop: nn.Sequential of nn.Linear, cross_entropy, backward(), torch.optim.SGD (fused)."""
     import torch
-    from torch import nn
 
     torch.set_num_threads(threads)
     torch.set_num_interop_threads(1)
+    return Run(*torch_parts(network, "torch.compile" if compiled else "torch"))
+
+
+def torch_parts(network: Network, how: str, device: str = "cpu", precision: str = "fp32") -> tuple[Any, Any]:
+    """(step, weights): eager, with model and loss compiled, or as one CUDA graph."""
+    import torch
+    from torch import nn
+
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     activations: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid, "gelu": nn.GELU}
     dtype = getattr(torch, network.dtype)
     linear, modules = [], []
@@ -172,21 +180,41 @@ def torch_step(network: Network, threads: int, compiled: bool = False) -> Run:
         linear.append(layer)
         modules += [layer, activations[network.activation]()]
     model = nn.Sequential(*modules[:-1])
-    X, y = (torch.from_numpy(array) for array in network.data())
+    X, y = (torch.from_numpy(array).to(device) for array in network.data())
+    model.to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, fused=True)
 
     def loss_of(X: Any, y: Any) -> Any:
-        return nn.functional.cross_entropy(model(X), y)
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+            return nn.functional.cross_entropy(model(X), y)
 
-    if compiled:
-        loss_of = torch.compile(loss_of)
+    if how == "torch.compile":  # on a GPU with CUDA graphs
+        loss_of = torch.compile(loss_of, mode="reduce-overhead" if device == "cuda" else None)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
         loss_of(X, y).backward()
         optimizer.step()
 
-    return Run(step, lambda: [layer.weight.detach().numpy().T for layer in linear])
+    def weights() -> list[Array]:
+        return [layer.weight.detach().cpu().numpy().T for layer in linear]
+
+    if how != "torch.graph" or device == "cpu":
+        return step, weights
+    stream, before = torch.cuda.Stream(), [p.detach().clone() for p in model.parameters()]
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.synchronize()
+    with torch.no_grad():
+        for parameter, old in zip(model.parameters(), before, strict=True):
+            parameter.copy_(old)
+    graph = torch.cuda.CUDAGraph()
+    optimizer.zero_grad(set_to_none=True)
+    with torch.cuda.graph(graph):
+        loss_of(X, y).backward()
+        optimizer.step()
+    return graph.replay, weights
 
 
 def torch_compiled(network: Network, threads: int) -> Run:
@@ -196,6 +224,12 @@ def torch_compiled(network: Network, threads: int) -> Run:
 
 def jax_step(network: Network, threads: int) -> Run:
     """One jitted function from parameters to parameters, the old ones donated; waited for in each call."""
+    step, wait, weights = jax_parts(network)
+    return Run(lambda: (step(), wait()), weights)
+
+
+def jax_parts(network: Network, precision: str = "fp32", steps: int = 1) -> tuple[Any, Any, Any]:
+    """(step, wait, weights): a call of step is `steps` steps, by lax.scan if they are several."""
     import jax
     import jax.numpy as jnp
 
@@ -205,27 +239,37 @@ def jax_step(network: Network, threads: int) -> Run:
         "relu": jax.nn.relu, "tanh": jnp.tanh, "sigmoid": jax.nn.sigmoid, "gelu": lambda z: jax.nn.gelu(z, approximate=False),
     }  # fmt: skip
     f = activations[network.activation]
+    jax.config.update(
+        "jax_default_matmul_precision", {"fp32": "float32", "tf32": "tensorfloat32", "bf16": "default"}[precision]
+    )
 
     def loss_of(parameters: Any, X: Any, y: Any) -> Any:
+        if precision == "bf16":  # as autocast does: the passes in bfloat16, parameters and loss in float32
+            X, parameters = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (X, parameters))
         *hidden, (W, b) = parameters
         for V, c in hidden:
             X = f(X @ V + c)
-        z = X @ W + b
+        z = (X @ W + b).astype(network.dtype)
         return jnp.mean(jax.nn.logsumexp(z, axis=1) - jnp.take_along_axis(z, y[:, None], axis=1)[:, 0])
 
     def descend(parameters: Any, X: Any, y: Any) -> Any:
         loss, gradient = jax.value_and_grad(loss_of)(parameters, X, y)
         return loss, jax.tree.map(lambda w, g: w - LEARNING_RATE * g, parameters, gradient)
 
-    compiled = jax.jit(descend, donate_argnums=0)
+    def several(parameters: Any, X: Any, y: Any) -> Any:
+        parameters, losses = jax.lax.scan(lambda p, _: descend(p, X, y)[::-1], parameters, length=steps)
+        return losses, parameters
+
+    compiled = jax.jit(descend if steps == 1 else several, donate_argnums=0)
     X, y = (jax.device_put(array) for array in network.data())
-    state = [[(jnp.asarray(W), jnp.zeros(W.shape[1], W.dtype)) for W in network.weights()]]
+    state: list[Any] = [[(jnp.asarray(W), jnp.zeros(W.shape[1], W.dtype)) for W in network.weights()]]
+
+    result: list[Any] = [None]
 
     def step() -> None:
-        loss, state[0] = compiled(state[0], X, y)
-        jax.block_until_ready((loss, state[0]))
+        result[0], state[0] = compiled(state[0], X, y)
 
-    return Run(step, lambda: [np.asarray(W) for W, _ in state[0]])
+    return step, lambda: jax.block_until_ready((result, state)), lambda: [np.asarray(W) for W, _ in state[0]]
 
 
 def sklearn_step(network: Network, threads: int) -> Run:

@@ -65,4 +65,15 @@ NETWORKS = {
         Network("double", (784, 512, 10), "relu", 128, "float64"),
     )
 }
+GPU_NETWORKS = {
+    n.name: n
+    for n in (
+        NETWORKS["mnist"],
+        Network("mnist-32", _MNIST, "relu", 32),
+        Network("mnist-1024", _MNIST, "relu", 1024),
+        NETWORKS["deep"],
+        Network("square", (1024, 2048, 2048, 2048, 1024), "relu", 1024),
+        Network("large", (4096,) * 5, "relu", 8192),
+    )
+}
 DEFAULT = ("small", "mnist", "deep")

@@ -10,6 +10,7 @@ runs the whole list for step = first, first + 1, ...: one call for many training
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 from abc import ABC, abstractmethod
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from .checks import nearest
+from .checks import nearest, on_gpu
 from .kernels.names import ACTIVATIONS, HYPER, LOSSES, RULES
 
 Array = Any  # a NumPy array on "cpu" and "numpy", a CuPy array on "cuda"
@@ -27,6 +28,7 @@ Array = Any  # a NumPy array on "cpu" and "numpy", a CuPy array on "cuda"
 States = Sequence[tuple[Array, Array]]  # of an update: for each state of the rule, that of W and that of b
 
 DTYPES = ("float32", "float64")
+PRECISIONS = ("exact", "tf32", "bf16")  # of products; bpgpu/fast.py states the errors of the last two
 
 
 class BackendUnavailable(RuntimeError):
@@ -48,6 +50,17 @@ class Program(ABC):
     def _run(self, first_step: int, steps: int) -> None: ...
 
 
+class Buffer:
+    """Room on the device for rows of an array on the host, filled beside the operations that are under way."""
+
+    def __init__(self, backend: Backend, shape: tuple[int, ...], dtype: Any) -> None:
+        self.array = backend.empty(shape, dtype)
+
+    def fill(self, source: np.ndarray[Any, Any], order: np.ndarray[Any, Any]) -> None:
+        """array[k] = source[order[k]]:  begins when all is done that was issued before the last Backend.join."""
+        np.take(source, order, axis=0, out=self.array[: len(order)])
+
+
 class Backend(ABC):
     """The operations of training on one device.
 
@@ -57,6 +70,7 @@ class Backend(ABC):
     """
 
     name: str
+    precision = "exact"  # of PRECISIONS
 
     def __init__(self) -> None:
         self._of_thread = threading.local()  # one Python thread may record while another one computes
@@ -107,6 +121,42 @@ class Backend(ABC):
     @abstractmethod
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
         """The array on the host; no copy where it is there already."""
+
+    def adopt(self, array: Any, name: str) -> Any:
+        """What a caller gives: an array on a GPU becomes one of this backend's, without a copy; all else stays as it is.
+
+        TypeError: this backend does not compute on that GPU.
+        """
+        if on_gpu(array):
+            raise TypeError(
+                f"{name} is on a GPU, and this network's backend {self.name!r} computes on the host; "
+                f"pass {name}.get() or {name}.cpu(), or make the network with backend='cuda'"
+            )
+        return array
+
+    def free_bytes(self) -> float:
+        """How much memory new arrays may take: without limit on the host, whose own limits are not ours to guess."""
+        return math.inf
+
+    def at(self, precision: str, dtype: Any) -> Backend:
+        """This backend with products of a precision of PRECISIONS, for networks of a dtype.
+
+        ValueError: it has no such products.  BackendUnavailable: what they need is not installed.
+        """
+        if nearest(precision, PRECISIONS, "precision") == "exact":
+            return self
+        if np.dtype(dtype) != np.float32:
+            raise ValueError(f"precision {precision!r} goes with dtype 'float32', not {np.dtype(dtype).name!r}")
+        return self._at(precision)
+
+    def _at(self, precision: str) -> Backend:
+        raise ValueError(f"precision {precision!r} is for GPUs; the backend {self.name!r} computes with precision='exact'")
+
+    def buffer(self, shape: tuple[int, ...], dtype: Any) -> Buffer:
+        return Buffer(self, shape, dtype)
+
+    def join(self) -> None:  # noqa: B027  on the host a buffer is full when fill returns
+        """Operations issued from here on find the buffers full whose filling has begun."""
 
     # -- operations --------------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,8 @@
 
 Every function returns what the rest of the library may take for granted (dtype, shape, C order, finite
 values) or raises ValueError or TypeError with one sentence: what was given, what is expected, how to mend it.
-An array that is already right is returned without a copy.
+An array that is already right is returned without a copy.  An array on a GPU (as Backend.adopt gives it) is judged there:
+NumPy's functions hand CuPy's arrays to CuPy, and only single numbers come to the host.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["amount", "as_labels", "as_matrix", "as_numbers", "as_targets", "as_weights", "nearest"]
+__all__ = [
+    "amount", "as_labels", "as_matrix", "as_numbers", "as_targets", "as_weights", "nearest", "on_gpu", "readable_bytes",
+]  # fmt: skip
 
 _MEND = {  # dtype kind -> what it holds, how to make numbers of it
     "c": ("complex numbers", "pass the real and the imaginary parts as columns of their own"),
@@ -25,6 +28,7 @@ _MEND = {  # dtype kind -> what it holds, how to make numbers of it
     "V": ("records", "pass their fields as the columns of a plain array"),
     "O": ("Python objects", "convert them with .astype(np.float32)"),
 }
+_DLPACK_CUDA = (2, 13)  # the kinds of devices whose memory is a GPU's, or managed by it
 _TEXT = ("text", "code it as numbers, for example with np.unique(..., return_inverse=True)")
 
 
@@ -49,20 +53,30 @@ def amount(name: str, value: Any) -> float:
     return float(value)
 
 
+def on_gpu(value: object) -> bool:
+    """Whether an array is in the memory of an NVIDIA GPU, whosever it is: CuPy's, PyTorch's, JAX's, Numba's."""
+    if isinstance(value, np.ndarray):
+        return False
+    if hasattr(value, "__dlpack_device__"):
+        try:
+            return int(value.__dlpack_device__()[0]) in _DLPACK_CUDA
+        except (BufferError, RuntimeError, TypeError, ValueError):  # neither here nor there
+            return False
+    return hasattr(value, "__cuda_array_interface__")
+
+
 def as_numbers(value: Any, name: str) -> np.ndarray:
     """Return `value` (list, array, pandas or polars frame, anything with __array__) as an array of bools,
     integers or floats, of any shape and layout.
 
-    TypeError: a sparse matrix, a GPU array, any other dtype. ValueError: masked entries, ragged rows.
+    TypeError: a sparse matrix, any other dtype. ValueError: masked entries, ragged rows.
     """
     if hasattr(value, "toarray") and hasattr(value, "nnz"):
         raise TypeError(f"{name} is a sparse matrix; expected a dense array: pass {name}.toarray()")
-    if hasattr(value, "__cuda_array_interface__"):
-        raise TypeError(f"{name} is a GPU array; expected a host array: pass {name}.get() or {name}.cpu()")
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         raise ValueError(f"{name} has masked entries; expected numbers only: pass {name}.filled(value)")
     try:
-        array = np.asarray(value)
+        array = value if on_gpu(value) else np.asarray(value)
         if array.dtype == object and hasattr(value, "to_numpy") and all(map(_is_real, array.flat)):
             array = array.astype(np.float64)  # a frame with columns of several dtypes, say bool and float
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
@@ -116,7 +130,7 @@ def as_labels(y: Any, *, n: int, classes: int, name: str = "y") -> np.ndarray:
     if not good.all():
         first = int(good.argmin())
         raise ValueError(f"{name}[{first}] is {array[first]}; expected integer labels in 0..{classes - 1}")
-    return np.require(array, np.int64, ["C", "A"])
+    return _plain(array, np.int64)
 
 
 def as_targets(y: Any, *, n: int, width: int, dtype: npt.DTypeLike, name: str = "y") -> np.ndarray:
@@ -146,6 +160,15 @@ def as_weights(w: Any, *, n: int, dtype: npt.DTypeLike, name: str = "sample_weig
     return array
 
 
+def readable_bytes(count: float) -> str:
+    """A number of bytes, for people."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
 def _column(array: np.ndarray, n: int, name: str) -> np.ndarray:
     """An (n,) view of (n,) or (n, 1)."""
     if array.ndim == 2 and array.shape[1] == 1:
@@ -159,9 +182,9 @@ def _column(array: np.ndarray, n: int, name: str) -> np.ndarray:
 
 
 def _finite(array: np.ndarray, dtype: npt.DTypeLike, name: str) -> np.ndarray:
-    """`array` as C-contiguous, aligned, native `dtype`; a finite sum shows that all is, with no temporary."""
+    """`array` as `_plain` gives it; a finite sum shows that all is, with no temporary."""
     with np.errstate(all="ignore"):
-        out: np.ndarray = np.require(array, dtype, ["C", "A"])
+        out = _plain(array, dtype)
         if np.isfinite(out.sum()):
             return out
         finite = np.isfinite(out)
@@ -173,6 +196,13 @@ def _finite(array: np.ndarray, dtype: npt.DTypeLike, name: str) -> np.ndarray:
         raise ValueError(f"{_at(name, first)} is {given!s}; expected finite numbers: fill in or drop such rows")
     mend = 'scale it, or use dtype="float64"' if out.dtype == np.float32 else "scale it"
     raise ValueError(f"{_at(name, first)} is {given!s}, too large for {out.dtype}: {mend}")
+
+
+def _plain(array: Any, dtype: npt.DTypeLike) -> np.ndarray:
+    """`array` as C-contiguous, aligned, native `dtype`."""
+    if on_gpu(array):
+        return array.astype(dtype, order="C", copy=False)  # type: ignore[no-any-return]
+    return np.require(array, dtype, ["C", "A"])
 
 
 def _at(name: str, index: Iterable[Any]) -> str:

@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of initial weights, shuffles and splits")
     add("--backend", default="cpu", help="cpu, cuda, auto or numpy")
     add("--dtype", default="float32", help="float32 or float64")
+    add("--precision", default="exact", help="of products: exact, or on a GPU the faster tf32 or bf16")
     add("--checkpoint", metavar="FILE", help="where to keep the state of the training while it runs")
     add("--checkpoint-seconds", type=float, default=60.0, metavar="S", help="how often")
     add("--resume", action="store_true", help="go on from the checkpoint, if there is one, as if it had not been interrupted")
@@ -172,7 +173,8 @@ def _network(options: argparse.Namespace, data: Data) -> MLP:
     names = options.activation.split(",")
     net = MLP(
         (data.X.shape[1], *options.hidden, outputs), activation=names[0] if len(names) == 1 else names, loss=loss,
-        output_activation=options.output_activation, backend=options.backend, dtype=options.dtype, seed=options.seed,
+        output_activation=options.output_activation, backend=options.backend, dtype=options.dtype,
+        precision=options.precision, seed=options.seed,
     )  # fmt: skip
     net.classes = data.classes
     return net
@@ -273,6 +275,10 @@ def _info(options: argparse.Namespace) -> int:
     print(f"bpgpu {__version__}, Python {sys.version.split()[0]}, {sys.platform}")
     for name, state in backends().items():
         print(f"backend {name}: {state}")
+        if name == "cuda" and state == "available":
+            from .cuda import description
+
+            print(f"GPU: {description()}")
     chosen = "NUMBA_NUM_THREADS" if os.environ.get("NUMBA_NUM_THREADS") else "the CPUs that this process may use"
     print(f"threads: {thread_count()} ({chosen}); asleep when idle")
     print(f"CPU: {target()[0]}, vectors of {lanes('float32').lanes} float32")
@@ -280,6 +286,6 @@ def _info(options: argparse.Namespace) -> int:
         f"kernels: {f'kept in {cache_folder()}' if cache_folder() else 'compiled by every process: no folder can be written'}"
     )
     print(f"BLAS of NumPy (used by the numpy backend alone): {blas.get('name', 'unknown')} {blas.get('version', '')}")
-    packages = ("numpy", "numba", "llvmlite", "safetensors", "rich", "cupy")
+    packages = ("numpy", "numba", "llvmlite", "safetensors", "rich", "cupy-cuda12x", "cupy-cuda13x", "nvmath-python")
     print("packages: " + ", ".join(f"{name} {package(name)}" for name in packages))
     return 0

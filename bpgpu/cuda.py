@@ -7,28 +7,49 @@ compiles the same kernels with g++ and runs them on NumPy memory.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
 
-from .backend import Array, BackendUnavailable, Program
+from .backend import Array, BackendUnavailable, Buffer, Program
+from .checks import on_gpu, readable_bytes
 from .kernels import records
 from .kernels.cuda_source import source
 from .kernels.machine import CHUNK
 from .launching import KernelBackend, Record, new_record
 from .tiles import Tile, plan
 
-THREADS = {"update": 256, "gather": 128, "dropout": 128, "activate": 32, "output_delta": 32, "total": 32}
+THREADS = {
+    "update": 256, "column_sum": 128, "gather": 128, "dropout": 128, "activate": 32, "amplify": 128, "output_delta": 32,
+    "total": 32,
+}  # fmt: skip
+WIDE_ROW = 256  # columns, from which on as many threads share a row
 OPTIONS = ("--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true")  # exact means exact
 MOST_BLOCKS = 4096  # of an update, which goes over its array in strides
-COLUMNS = 32  # that a block of dense_gradient.cu sums
+UNROLLED = 16  # steps that one graph launch holds; what is left over goes step by step
+COLUMNS = 32  # that a block of column_sum.cuh sums
 LONGEST_ROW = 1 << 25  # bytes: inside a tile, kernels/product.cuh counts in 32 bits
 
 
 class Graph(Protocol):
     def launch(self) -> None: ...
+
+
+class Event(Protocol):
+    def synchronize(self) -> None: ...
+
+
+class Products(Protocol):
+    """Products in less than float32, bpgpu/fast.py."""
+
+    def plan(
+        self, A: Array, B: Array, C: Array, *, A_transposed: bool, B_transposed: bool, bias: Array | None, relu: bool
+    ) -> Callable[[], None] | None:
+        """What computes C = A B + bias, or relu of it, of operands that may be transposed arrays; None: nothing can."""
 
 
 class Device(Protocol):
@@ -43,6 +64,12 @@ class Device(Protocol):
     def write(self, target: Array, source: Any) -> None: ...
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]: ...
     def address(self, array: Array) -> int: ...
+    def adopt(self, array: Any) -> Array: ...
+    def free_bytes(self) -> int: ...
+    def pinned(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]: ...
+    def upload(self, target: Array, pinned: np.ndarray[Any, Any]) -> Event: ...
+    def join(self) -> None: ...
+    def products(self, precision: str) -> Products: ...
     def compile(self, source: str, names: Sequence[str]) -> Mapping[str, Any]: ...
     def launch(
         self, function: Any, grid: tuple[int, int, int], block: tuple[int, int, int], arguments: Sequence[Record]
@@ -51,30 +78,54 @@ class Device(Protocol):
 
 
 class CUDAProgram(Program):
-    """Recorded launches; the first run makes them one graph, whose end counts the step."""
+    """Recorded launches.  They are run as graphs, of one step or of UNROLLED, in which a last kernel counts the step."""
 
     def __init__(self, backend: CUDABackend) -> None:
         self._backend = backend
-        self._launches: list[tuple[Any, ...]] = []
+        self._launches: list[Callable[[], None]] = []
         self._alive: list[Any] = []
-        self._graph: Graph | None = None
+        self._graphs: dict[int, Graph] = {}
 
-    def add(self, launch: tuple[Any, ...], alive: tuple[Any, ...]) -> None:
+    def add(self, launch: Callable[[], None], alive: tuple[Any, ...]) -> None:
         self._launches.append(launch)
         self._alive.append(alive)
 
+    def _graph(self, steps: int) -> Graph:
+        if steps not in self._graphs:
+            device, step = self._backend.device, self._backend.step_record
+            advance = self._backend.function("advance", None, ())
+            with device.capture() as graph:
+                for _ in range(steps):
+                    for launch in self._launches:
+                        launch()
+                    device.launch(advance, (1, 1, 1), (1, 1, 1), (step,))
+            self._graphs[steps] = graph
+        return self._graphs[steps]
+
     def _run(self, first_step: int, steps: int) -> None:
         backend = self._backend
-        if self._graph is None:
-            advance = backend.function("advance", None, ())
-            with backend.device.capture() as self._graph:
-                for launch in self._launches:
-                    backend.device.launch(*launch)
-                backend.device.launch(advance, (1, 1, 1), (1, 1, 1), (backend.step_record,))
         backend.device.write(backend.step, np.array([first_step]))
-        for _ in range(steps):
-            self._graph.launch()
+        for size in (UNROLLED, 1):
+            while steps >= size:
+                self._graph(size).launch()
+                steps -= size
         backend.device.write(backend.step, np.array([0]))
+
+
+class CUDABuffer(Buffer):
+    """Filled through page-locked memory, from which the GPU copies while it computes."""
+
+    def __init__(self, backend: CUDABackend, shape: tuple[int, ...], dtype: Any) -> None:
+        super().__init__(backend, shape, dtype)
+        self._device, self._pinned = backend.device, backend.device.pinned(shape, dtype)
+        self._copied: Event | None = None
+
+    def fill(self, source: np.ndarray[Any, Any], order: np.ndarray[Any, Any]) -> None:
+        if self._copied is not None:
+            self._copied.synchronize()
+        rows = self._pinned[: len(order)]
+        np.take(source, order, axis=0, out=rows, mode="clip")  # mode "raise" would go through a copy
+        self._copied = self._device.upload(self.array[: len(order)], rows)
 
 
 class CUDABackend(KernelBackend):
@@ -89,21 +140,59 @@ class CUDABackend(KernelBackend):
         self.step_record = new_record(records.STEP, step=device.address(self.step))
         self._functions: dict[tuple[Any, ...], Any] = {}
         self._shared: tuple[Array, Array] = device.empty((0,), np.float64), device.empty((0,), np.int32)
+        self._fast: dict[str, CUDABackend] = {}
+
+    @contextmanager
+    def _memory(self, nbytes: int) -> Iterator[Device]:
+        """MemoryError: there is none, in one sentence."""
+        try:
+            yield self.device
+        except MemoryError as error:
+            free = readable_bytes(self.device.free_bytes())
+            raise MemoryError(f"the GPU has {free} of memory free, and {readable_bytes(nbytes)} more are needed") from error
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        return self.device.empty(shape, dtype)
+        with self._memory(prod(shape) * np.dtype(dtype).itemsize) as device:
+            return device.empty(shape, dtype)
 
     def asarray(self, array: Any) -> Array:
-        return self.device.asarray(array)
+        array = array if on_gpu(array) else np.asarray(array)
+        with self._memory(array.nbytes) as device:
+            return device.asarray(array)
 
     def copy(self, array: Array) -> Array:
-        return self.device.copy(array)
+        with self._memory(array.nbytes) as device:
+            return device.copy(array)
+
+    def adopt(self, array: Any, name: str) -> Any:
+        if not on_gpu(array):
+            return array
+        try:
+            return self.device.adopt(array)
+        except (BufferError, RuntimeError, TypeError, ValueError) as error:
+            raise TypeError(f"{name} cannot be used on this GPU: {str(error).splitlines()[0]}") from error
+
+    def free_bytes(self) -> float:
+        return 0.9 * self.device.free_bytes()  # the rest is for kernels, graphs, partial sums and gaps
+
+    def buffer(self, shape: tuple[int, ...], dtype: Any) -> CUDABuffer:
+        return CUDABuffer(self, shape, dtype)
+
+    def join(self) -> None:
+        self.device.join()
+
+    def _at(self, precision: str) -> CUDABackend:
+        if precision not in self._fast:
+            from .fast import FastBackend
+
+            self._fast[precision] = FastBackend(self, precision)
+        return self._fast[precision]
 
     def write(self, target: Array, source: Any) -> None:
         self.device.write(target, source)
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
-        return self.device.to_numpy(array)
+        return array if isinstance(array, np.ndarray) else self.device.to_numpy(array)
 
     def address(self, array: Array) -> int:
         return self.device.address(array)
@@ -126,16 +215,21 @@ class CUDABackend(KernelBackend):
     def _issue(
         self, function: Any, grid: tuple[int, int, int], threads: int, arguments: tuple[Record, ...], alive: Any
     ) -> None:
-        launch = (function, grid, (threads, 1, 1), arguments)
+        self._do(partial(self.device.launch, function, grid, (threads, 1, 1), arguments), alive)
+
+    def _do(self, launch: Callable[[], None], alive: Any) -> None:
         recorder = self.recorder
         if isinstance(recorder, CUDAProgram):
             recorder.add(launch, alive)
         else:
-            self.device.launch(*launch)
+            launch()
 
     def _launch(self, name: str, dtype: str | None, options: tuple[str, ...], job: Record, items: int, *alive: Any) -> None:
         threads = THREADS[name]
-        blocks = min(-(-items // threads), MOST_BLOCKS) if name in ("update", "dropout") else items
+        if name in ("activate", "output_delta") and int(job["columns"]) > WIDE_ROW:
+            threads = WIDE_ROW
+        strided, columns = min(-(-items // threads), MOST_BLOCKS), -(-items // COLUMNS)
+        blocks = {"update": strided, "dropout": strided, "column_sum": columns}.get(name, items)
         arguments = (job, self.step_record) if name in ("gather", "dropout", "total") else (job,)
         self._issue(self.function(name, dtype, options, THREADS=threads), (blocks, 1, 1), threads, arguments, alive)
 
@@ -159,21 +253,28 @@ class CUDABackend(KernelBackend):
         tile, split = self.plan(dtype, rows, cols, K)
         tiles = -(-rows // tile.BM) * -(-cols // tile.BN)
         chunks = -(-K // CHUNK)
+        if split > 1 and not self._workspace(tiles * chunks * tile.BM * tile.BN * np.dtype(dtype).itemsize // 8, tiles):
+            split = 1
         cut = new_record(records.SPLIT, steps=-(-chunks // split) * CHUNK)
         if split > 1:
-            self._room(tiles * chunks * tile.BM * tile.BN * np.dtype(dtype).itemsize // 8, tiles)
             cut["partials"], cut["arrived"] = map(self.address, self._shared)
         function = self.function(name, dtype, (option,), **tile.macros, ALIGNED=_aligned(name, dtype, product))
         arguments = (product, cut, *jobs)
         self._issue(function, (more_blocks + tiles, split, 1), tile.threads, arguments, (alive, self._shared))
 
-    def _room(self, partials: int, tiles: int) -> None:
-        """At least this much in what all products share: sums of chunks, and zeros that count the blocks of a tile."""
+    def _workspace(self, partials: int, tiles: int) -> bool:
+        """At least this much in what all products share: sums of chunks, and zeros that count the blocks of a tile.
+
+        False: that would take a good part of the memory that is free, which others may count on.
+        """
         if len(self._shared[0]) < partials or len(self._shared[1]) < tiles:
+            if 8 * partials + 4 * tiles > self.free_bytes() / 32:
+                return False
             self._shared = (
-                self.device.empty((max(partials, len(self._shared[0])),), np.float64),
-                self.device.asarray(np.zeros(max(tiles, len(self._shared[1])), np.int32)),
+                self.empty((max(partials, len(self._shared[0])),), np.float64),
+                self.asarray(np.zeros(max(tiles, len(self._shared[1])), np.int32)),
             )
+        return True
 
 
 def _aligned(name: str, dtype: str, product: Record) -> int:
@@ -186,7 +287,11 @@ def _aligned(name: str, dtype: str, product: Record) -> int:
 
 
 class CuPyDevice:
-    """An NVIDIA GPU through CuPy: arrays, the memory pool, one stream, NVRTC with its cache on disk."""
+    """An NVIDIA GPU through CuPy: arrays, the memory pool, streams, NVRTC with its cache on disk.
+
+    Everything is done on one stream, in order; copies from page-locked memory go on another beside it.  The stream is of the
+    kind that CUDA keeps in order with the null stream, which is where CuPy computes; for a caller's own stream events do that.
+    """
 
     def __init__(self, index: int = 0) -> None:
         import cupy
@@ -194,68 +299,124 @@ class CuPyDevice:
         self._cupy: Any = cupy
         self._device = cupy.cuda.Device(index)
         with self._device:
-            self._stream = cupy.cuda.Stream(non_blocking=True)
+            self._stream = cupy.cuda.Stream()
+            self._recording, self._copying = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
+            self._issued, self._copied = (stream.record() for stream in (self._stream, self._copying))
             properties = cupy.cuda.runtime.getDeviceProperties(index)
+        self.index = index
         self.name = properties["name"].decode()
         self.multiprocessors = int(properties["multiProcessorCount"])
 
     @contextmanager
-    def _here(self) -> Iterator[Any]:
-        with self._device, self._stream:
-            yield self._cupy
+    def here(self) -> Iterator[Any]:
+        with self._device:
+            callers = self._cupy.cuda.get_current_stream()
+            if callers in (self._stream, self._recording):
+                yield self._cupy
+                return
+            if callers.ptr != 0:
+                self._stream.wait_event(callers.record())
+            with self._stream:
+                yield self._cupy
+            if callers.ptr != 0:
+                callers.wait_event(self._stream.record())
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        with self._here() as cupy:
+        with self.here() as cupy:
             return cupy.empty(shape, dtype)
 
     def asarray(self, array: Any) -> Array:
-        with self._here() as cupy:
+        with self.here() as cupy:
             return cupy.ascontiguousarray(cupy.asarray(array))
 
     def copy(self, array: Array) -> Array:
-        with self._here():
+        with self.here():
             return array.copy()
 
     def write(self, target: Array, source: Any) -> None:
-        with self._here() as cupy:
+        with self.here() as cupy:
             target[...] = cupy.asarray(source)
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
-        with self._here() as cupy:
+        with self.here() as cupy:
             return np.asarray(cupy.asnumpy(array))
 
     def address(self, array: Array) -> int:
         return int(array.data.ptr)
 
+    def adopt(self, array: Any) -> Array:
+        with self._device:
+            cupy = self._cupy
+            if not isinstance(array, cupy.ndarray):
+                array = cupy.from_dlpack(array) if hasattr(array, "__dlpack__") else cupy.asarray(array)
+        if array.device.id != self.index:
+            raise ValueError(
+                f"it is on GPU {array.device.id}, and the network on GPU {self.index}, which backend='cuda:N' chooses"
+            )
+        return array
+
+    def free_bytes(self) -> int:
+        with self._device:
+            free, _ = self._cupy.cuda.runtime.memGetInfo()
+            return int(free + self._cupy.get_default_memory_pool().free_bytes())
+
+    def pinned(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
+        from cupyx import empty_pinned
+
+        with self._device:
+            return np.asarray(empty_pinned(shape, dtype))
+
+    def upload(self, target: Array, pinned: np.ndarray[Any, Any]) -> Event:
+        with self._device:
+            self._copying.wait_event(self._issued)
+            target.set(pinned, stream=self._copying)
+            self._copied = self._copying.record()
+        return self._copied  # type: ignore[no-any-return]
+
+    def join(self) -> None:
+        with self._device:
+            self._issued = self._stream.record()
+            self._stream.wait_event(self._copied)
+
+    def products(self, precision: str) -> Products:
+        from .cublaslt import CuBLASLt
+
+        with self._device:
+            return CuBLASLt(self, precision)
+
     def compile(self, source: str, names: Sequence[str]) -> Mapping[str, Any]:
-        with self._here() as cupy:
+        with self.here() as cupy:
             module = cupy.RawModule(code=source, options=OPTIONS)
-            return {name: module.get_function(name) for name in names}
+            functions = {name: module.get_function(name) for name in names}
+            for function in functions.values():
+                function.attributes  # noqa: B018  loads it now, which must not happen inside of a capture
+            return functions
 
     def launch(
         self, function: Any, grid: tuple[int, int, int], block: tuple[int, int, int], arguments: Sequence[Record]
     ) -> None:
-        with self._here():
+        with self.here():
             function(grid, block, tuple(arguments))
 
     @contextmanager
     def capture(self) -> Iterator[Graph]:
-        graph = _CuPyGraph(self._stream)
-        with self._here():
-            self._stream.begin_capture()
+        graph = _CuPyGraph(self)
+        with self._device, self._recording:
+            self._recording.begin_capture()
             try:
                 yield graph
             finally:
-                graph.graph = self._stream.end_capture()
+                graph.graph = self._recording.end_capture()
 
 
 class _CuPyGraph:
-    def __init__(self, stream: Any) -> None:
-        self.stream, self.graph = stream, None
+    def __init__(self, device: CuPyDevice) -> None:
+        self.device, self.graph = device, None
 
     def launch(self) -> None:
         assert self.graph is not None
-        self.graph.launch(self.stream)
+        with self.device.here():
+            self.graph.launch()
 
 
 def why_not() -> str | None:
@@ -265,11 +426,37 @@ def why_not() -> str | None:
     try:
         import cupy
 
-        count = int(cupy.cuda.runtime.getDeviceCount())
+        driver, own = int(cupy.cuda.runtime.driverGetVersion()), int(cupy.cuda.runtime.runtimeGetVersion())
+        if driver == 0:
+            return "there is no NVIDIA driver here; install one (nvidia-smi shows that it runs) or use backend='cpu'"
+        if driver // 1000 < own // 1000:
+            mend = "update the driver"
+            if driver // 1000 == 12:
+                mend = f"python -m pip uninstall -y cupy-cuda{own // 1000}x && python -m pip install 'bpgpu[cuda12]', or {mend}"
+            return f"CuPy is for CUDA {_version(own)} and the NVIDIA driver for CUDA {_version(driver)}; {mend}"
+        if not cupy.cuda.runtime.getDeviceCount():
+            return "there is no NVIDIA GPU here; check nvidia-smi and CUDA_VISIBLE_DEVICES"
+        cupy.cuda.nvrtc.getVersion()
     except Exception as error:  # CuPy raises kinds of its own, and ImportError for a broken install
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        return f"CuPy finds no usable GPU ({reason}); check the driver with nvidia-smi, and that CuPy is for its CUDA version"
-    return None if count else "there is no NVIDIA GPU here; check nvidia-smi and CUDA_VISIBLE_DEVICES"
+        if "nvrtc" in reason.lower():
+            return f"CuPy finds no compiler ({reason}); python -m pip install 'bpgpu[cuda13]' (or 'bpgpu[cuda12]', as CuPy is)"
+        return f"CuPy finds no usable GPU ({reason}); check nvidia-smi, CUDA_VISIBLE_DEVICES and python -c 'import cupy'"
+    return None
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def description() -> str:
+    """The GPUs, the driver and CuPy, where why_not() is None."""
+    import cupy
+
+    runtime = cupy.cuda.runtime
+    names = [runtime.getDeviceProperties(i)["name"].decode() for i in range(runtime.getDeviceCount())]
+    driver, own = _version(runtime.driverGetVersion()), _version(runtime.runtimeGetVersion())
+    return f"{', '.join(names)}; driver for CUDA {driver}, CuPy {cupy.__version__} for CUDA {own}"
 
 
 def open_device(index: int) -> CUDABackend:

@@ -56,8 +56,8 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
         raise
 
 
-def load(path: str | os.PathLike[str], backend: str | Backend = "cpu") -> MLP:
-    """The network saved in a file, on any backend.
+def load(path: str | os.PathLike[str], backend: str | Backend = "cpu", precision: str = "exact") -> MLP:
+    """The network saved in a file, on any backend, with the products of any precision.
 
     OSError: the file cannot be read.  ValueError: it is not a model file of bpgpu, or not a whole one.
     """
@@ -67,12 +67,14 @@ def load(path: str | os.PathLike[str], backend: str | Backend = "cpu") -> MLP:
     header, tensors = _read(path, "bpgpu", lambda name: not name.startswith("run."))
     if header is None:
         raise ValueError(f"{path} is a safetensors file but not a model of bpgpu: its header has no entry 'bpgpu'")
+    if "weights.0" in tensors:
+        backend = backend.at(precision, tensors["weights.0"].dtype)
     try:
         a = json.loads(header)
         _check_tensors(a["layers"], tensors)
         net = MLP(
             a["layers"], activation=a["activations"], loss=a["loss"], output_activation=a["output_activation"],
-            reduction=a["reduction"], dtype=tensors["weights.0"].dtype, seed=a["seed"], backend=backend,
+            reduction=a["reduction"], dtype=tensors["weights.0"].dtype, seed=a["seed"], backend=backend, precision=precision,
             dropout=a.get("dropout", 0.0),
         )  # fmt: skip
         net.epochs_trained, net.classes = int(a["epochs_trained"]), tuple(a["classes"]) if a["classes"] else None

@@ -14,7 +14,7 @@ import numpy as np
 
 from .backend import Array
 from .callbacks import Best, Callback, Callbacks, as_callbacks
-from .checks import as_matrix, as_weights
+from .checks import as_weights
 from .labels import class_weights, smoothed
 from .optim import SGD, Optimizer
 from .random import SHUFFLE, permutation
@@ -92,13 +92,13 @@ class Run:
 
     def one_epoch(self) -> None:
         net, data, history = self.net, self.data, self.history
-        data.begin(self.optimizer, self.order(), self.steps)
+        order = permutation(net.seed, SHUFFLE + net.epochs_trained, data.n) if self.shuffle else np.arange(data.n)
+        data.begin(self.optimizer, order, self.steps)
         self.remember()
         first = self.steps
         begun = time.perf_counter() - self.seconds
-        for steps in data.run(first, data.steps):
+        for steps, bad in data.run(first, data.steps):
             self.steps, self.seconds = steps, time.perf_counter() - begun
-            bad = data.first_bad_step(steps)
             if bad != first:  # the weights before this epoch have given a finite loss
                 self.good = self.start
             if bad is not None:
@@ -119,10 +119,6 @@ class Run:
                 history.validation_accuracy.append(accuracy)
         self.tell("on_epoch_end", True)
         self.epoch, self.steps, self.seconds = self.epoch + 1, 0, 0.0
-
-    def order(self) -> np.ndarray[Any, Any]:
-        n = self.data.n
-        return permutation(self.net.seed, SHUFFLE + self.net.epochs_trained, n) if self.shuffle else np.arange(n)
 
     # -- divergence ------------------------------------------------------------------------------------------------------
 
@@ -148,25 +144,30 @@ class Run:
         if bad == data.steps:
             what = f"the weights are no finite numbers at the end of epoch {self.epoch + 1}, {self.bad_layer(None)}"
         else:
-            rows = self.order()[bad * data.batch : (bad + 1) * data.batch]
-            X = b.asarray(b.to_numpy(data.X)[rows])
-            what = f"the loss is no finite number in step {bad + 1} of epoch {self.epoch + 1}, {self.bad_layer(X)}"
+            where = self.bad_layer(bad)
+            what = f"the loss is no finite number in step {bad + 1} of epoch {self.epoch + 1}, {where}"
         b.write(net.theta, self.good)
         trainer.forget()
         return Diverged(
             f"{what}; the weights are those from before this: lower the learning rate (it is {rate:g}) or scale the inputs"
         )
 
-    def bad_layer(self, X: Array) -> str:
-        """The first layer with weights, or outputs for X, that are not finite."""
-        net, L = self.net, len(self.net.weights)
-        for l, (W, bias) in enumerate(zip(net.weights, net.biases, strict=True)):
-            if X is not None:
-                X = net.backend.dense_forward(X, W, bias, (*net.activations, "identity")[l])
-            for array, what in ((W, "weights"), (bias, "biases"), (X, "outputs")):
-                if array is not None and not np.isfinite(net.backend.to_numpy(array)).all():
-                    return f"first in the {what} of layer {l + 1} of {L}"
-        return "though every layer is finite: the losses or their sum are too large"
+    def bad_layer(self, step: int | None) -> str:
+        """The first layer with weights, or outputs for the examples of a step, that are not finite."""
+        net, found = self.net, []
+        for X in [None] if step is None else self.data.inputs(step):
+            for l, (W, bias) in enumerate(zip(net.weights, net.biases, strict=True)):
+                if X is not None:
+                    X = net.backend.dense_forward(X, W, bias, (*net.activations, "identity")[l])
+                arrays = [array for array in (W, bias, X) if array is not None]
+                bad = [kind for kind, array in enumerate(arrays) if not np.isfinite(net.backend.to_numpy(array)).all()]
+                if bad:
+                    found.append((l, bad[0]))
+                    break
+        if not found:
+            return "though every layer is finite: the losses or their sum are too large"
+        l, kind = min(found)
+        return f"first in the {('weights', 'biases', 'outputs')[kind]} of layer {l + 1} of {len(net.weights)}"
 
     # -- checkpoints -----------------------------------------------------------------------------------------------------
 
@@ -259,14 +260,18 @@ def fit(
     resume           a checkpoint (bpgpu.Checkpoint) of a run with the same network, data and arguments: goes on from there, to
                      the bits of the run that was never interrupted; `epochs` counts from that run's beginning
 
-    Raises Diverged when the loss is no longer finite; ValueError and TypeError before any work if an argument is wrong.
+    X and y may be on the GPU already.  From the host they are copied there once, or, if they are larger than the free memory
+    of the GPU, slab by slab while it computes: the results are the same.
+
+    Raises Diverged when the loss is no longer finite; ValueError and TypeError before any work if an argument is wrong, and
+    MemoryError if the GPU has no room for such a batch.
     """
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
         if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} is {value!r}; expected a positive integer")
-    X = net._inputs(X)
+    X = net.matrix(X)
     targets = net.targets(y, len(X))
-    weight = None if sample_weight is None else as_weights(sample_weight, n=len(X), dtype=net.dtype)
+    weight = None if sample_weight is None else net.sample_weights(sample_weight, len(X))
     if class_weight is not None:
         of_class = class_weights(net, targets, class_weight)
         weight = as_weights(of_class if weight is None else of_class * weight, n=len(X), dtype=net.dtype)
@@ -275,23 +280,27 @@ def fit(
     told = sorted(as_callbacks(callbacks), key=lambda callback: callback.saves)  # what is saved has seen everything
     if not any(isinstance(callback, Best) for callback in told):
         told.insert(0, Best(restore=restore_best))
+    spare = 0
     if validation_data is not None:
         if not isinstance(validation_data, (tuple, list)) or len(validation_data) != 2:
             raise TypeError("validation_data must be a pair (X, y)")
-        net.targets(validation_data[1], len(as_matrix(validation_data[0], dtype=net.dtype, width=net.layers[0])))
+        spare = net.evaluation_bytes(len(net.targets(validation_data[1], len(net.matrix(validation_data[0])))))
     optimizer = optimizer or SGD(0.05, momentum=0.9)
     trainer = net.trainer(optimizer)
     trainer.adopt(optimizer)
+    if optimizer.varies:
+        spare += -(-len(X) // int(batch_size)) * trainer.hyper.nbytes
     identity: dict[str, Any] = {}
     if resume is not None or any(callback.saves for callback in told):
         identity = {
             "layers": list(net.layers), "activations": list(net.activations), "loss": net.loss, "dtype": net.dtype.name,
-            "output_activation": net.output_activation, "reduction": net.reduction, "seed": net.seed,
+            "output_activation": net.output_activation, "reduction": net.reduction, "precision": net.backend.precision,
+            "seed": net.seed,
             "dropout": list(net.dropout), "optimizer": type(optimizer).__name__, "batch_size": int(batch_size),
             "shuffle": bool(shuffle), "examples": len(X),
             "data": [None if array is None else _checksum(net.backend.to_numpy(array)) for array in (X, targets, weight)],
         }  # fmt: skip
-    data = Epochs(trainer, X, net.backend.asarray(targets), weight, int(batch_size))
+    data = Epochs(trainer, X, targets, weight, int(batch_size), spare)
     run = Run(
         net, data, optimizer, trainer, int(epochs), shuffle=shuffle, validation=validation_data,
         callbacks=told, identity=identity,

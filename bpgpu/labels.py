@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .backend import Array
 from .checks import amount, as_weights, nearest
 
 if TYPE_CHECKING:
@@ -15,18 +16,18 @@ if TYPE_CHECKING:
 CLASSIFIES = ("cross_entropy", "binary_cross_entropy")
 
 
-def smoothed(net: MLP, targets: np.ndarray[Any, Any], smoothing: float) -> np.ndarray[Any, Any]:
+def smoothed(net: MLP, targets: Array, smoothing: float) -> Array:
     """Targets (1 - smoothing) y + smoothing / classes   (Szegedy et al., CVPR 2016)."""
     if net.loss not in CLASSIFIES:
         raise ValueError(f"label_smoothing is for cross_entropy and binary_cross_entropy, not for {net.loss}")
     if amount("label_smoothing", smoothing) >= 1:
         raise ValueError(f"label_smoothing is {smoothing!r}; expected less than 1, for example 0.1")
     classes = net.layers[-1] if net.loss == "cross_entropy" else 2
-    rows = np.eye(classes, dtype=net.dtype)[targets] if targets.ndim == 1 else targets
+    rows = net.one_hot(targets, classes) if targets.ndim == 1 else targets
     return ((1 - smoothing) * rows + smoothing / classes).astype(net.dtype)
 
 
-def class_weights(net: MLP, targets: np.ndarray[Any, Any], given: Any) -> np.ndarray[Any, Any]:
+def class_weights(net: MLP, targets: Array, given: Any) -> np.ndarray[Any, Any]:
     """The weight of each example by its class: {label: weight} (1 for others), a weight for each class, or "balanced",
     n / (classes n_c)   (King and Zeng, 2001)."""
     if net.loss not in CLASSIFIES or (net.loss == "binary_cross_entropy" and targets.shape[1] > 1):
@@ -34,6 +35,7 @@ def class_weights(net: MLP, targets: np.ndarray[Any, Any], given: Any) -> np.nda
             "class_weight needs one label for each example: cross_entropy, or binary_cross_entropy with one output"
         )
     classes = net.layers[-1] if net.loss == "cross_entropy" else 2
+    targets = net.backend.to_numpy(targets)
     labels = (
         targets if targets.ndim == 1 else targets.argmax(axis=1) if targets.shape[1] > 1 else targets[:, 0].round().astype(int)
     )

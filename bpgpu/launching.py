@@ -80,12 +80,15 @@ class KernelBackend(Backend):
         hyper: tuple[Array | None, Array | None], states: States,
     ) -> None:  # fmt: skip
         dtype, alive = X.dtype.name, (X, dZ, W, b, hyper, states)
-        of_W, of_b = (self._parameters(p, hyper[i], [pair[i] for pair in states]) for i, p in enumerate((W, b)))
-        sums = new_record(
-            records.COLUMN_SUM, dZ=self.address(dZ), dZ_row=dZ.strides[0], rows=len(dZ), columns=dZ.shape[1],
-            update=of_b,
-        )  # fmt: skip
+        of_W = self._parameters(W, hyper[0], [pair[0] for pair in states])
+        sums = self._column_sum(dZ, b, hyper[1], [pair[1] for pair in states])
         self._launch_gradient(dtype, rule, self._product(X, dZ, A_transposed=True), of_W, sums, *alive)
+
+    def _column_sum(self, dZ: Array, b: Array, hyper: Array | None, states: Sequence[Array]) -> Record:
+        return new_record(
+            records.COLUMN_SUM, dZ=self.address(dZ), dZ_row=dZ.strides[0], rows=len(dZ), columns=dZ.shape[1],
+            update=self._parameters(b, hyper, states),
+        )  # fmt: skip
 
     def _parameters(self, parameter: Array, hyper: Array | None, states: Sequence[Array]) -> Record:
         return new_record(

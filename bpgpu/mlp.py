@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -18,7 +18,7 @@ import numpy as np
 
 from . import initializers
 from .backend import DTYPES, Array, Backend, check_pair, get_backend
-from .checks import amount, as_labels, as_matrix, as_numbers, as_targets, as_weights, nearest
+from .checks import amount, as_labels, as_matrix, as_numbers, as_targets, as_weights, nearest, on_gpu, readable_bytes
 from .initializers import Initializer
 from .kernels.names import ACTIVATIONS, LOSSES, SAVES_Z
 from .optim import Optimizer
@@ -63,10 +63,14 @@ class Backward:
 class Views(list[Array]):
     """Arrays that are views of theta: assigning to one copies into it."""
 
+    def __init__(self, arrays: list[Array], write: Callable[[Array, Any], None]) -> None:
+        super().__init__(arrays)
+        self.write = write
+
     def __setitem__(self, index: Any, values: Any) -> None:
         array = self[index]
         if values is not array:
-            array[...] = values
+            self.write(array, values)
 
 
 class MLP:
@@ -80,6 +84,8 @@ class MLP:
     reduction          L is the "mean" (weighted, if examples have weights) or the "sum" of C^n over the examples
     backend            "cpu", "cuda", "auto", "numpy" or a Backend
     dtype              "float32" or "float64"
+    precision          of products: "exact", the same bits on CPU and GPU; or on the GPU, for float32, "tf32" or "bf16", which
+                       are faster and promise an error bound instead (bpgpu/fast.py)
     seed               of the initial weights, the shuffles and dropout: the same seed gives the same bits on any machine
     dropout            share of the hidden units that each training step leaves out (Srivastava et al., JMLR 2014), or a list
                        for the inputs and each hidden layer; train_step and fit alone do so, the rest uses all units
@@ -99,6 +105,7 @@ class MLP:
         reduction: str = "mean",
         backend: str | Backend = "cpu",
         dtype: Any = "float32",
+        precision: str = "exact",
         seed: int = 0,
         dropout: float | Sequence[float] = 0.0,
         initializer: str | Initializer = "auto",
@@ -114,12 +121,12 @@ class MLP:
         self.dtype = _check_dtype(dtype)
         self.seed = check_seed(seed)
         self.dropout = _check_dropout(dropout, len(self.activations))
-        self.backend = get_backend(backend)
+        self.backend = get_backend(backend).at(precision, self.dtype)
         self.classes: tuple[str, ...] | None = None  # names of the labels, kept with the model
         self.epochs_trained = 0
         self._theta = self.backend.asarray(self._initial_theta(initializers.check(initializer)))
         weights, biases = self.views(self._theta)
-        self.weights, self.biases = Views(weights), Views(biases)
+        self.weights, self.biases = (Views(arrays, self.backend.write) for arrays in (weights, biases))
         self._trainers: WeakKeyDictionary[Optimizer, Trainer] = WeakKeyDictionary()
 
     # -- theta -----------------------------------------------------------------------------------------------------------
@@ -162,8 +169,16 @@ class MLP:
     # -- both passes -----------------------------------------------------------------------------------------------------
 
     def forward(self, X: Any) -> Passes:
-        """The forward pass of X (n, inputs), everything kept.  ValueError, TypeError: X is not what it should be."""
-        a, saved = [self._inputs(X)], []
+        """The forward pass of X (n, inputs), everything kept.
+
+        ValueError, TypeError: X is not what it should be.  MemoryError: the GPU has no room for both passes of so many rows.
+        """
+        X = self.matrix(X)
+        kept = (
+            sum(self.layers) + self.saved_z + sum(self.layers[1:]) + 2 * self.layers[-1] + 3
+        )  # a, z, delta; z and y of the last
+        self.check_room(len(X), self.dtype.itemsize * kept, self.theta.nbytes)
+        a, saved = [self.backend.asarray(X)], []
         for l, activation in enumerate(self.activations):
             Z = self.backend.empty((len(a[0]), self.layers[l + 1]), self.dtype) if activation in SAVES_Z else None
             a.append(self.backend.dense_forward(a[l], self.weights[l], self.biases[l], activation, Z=Z))
@@ -200,10 +215,10 @@ class MLP:
 
     def train_step(self, X: Any, y: Any, optimizer: Optimizer, *, sample_weight: Any = None) -> float:
         """One step of gradient descent on one batch; gives the loss before the step."""
-        X = self._inputs(X)
+        X = self.matrix(X)
         y, weight = self.targets(y, len(X)), None
         if sample_weight is not None:
-            weight = as_weights(sample_weight, n=len(X), dtype=self.dtype)
+            weight = self.sample_weights(sample_weight, len(X))
         scale = self.scale(len(X)) if weight is None else self.normalized(weight)
         return self.trainer(optimizer).step(optimizer, X, y, scale, len(X) if weight is None else math.fsum(weight))
 
@@ -245,24 +260,26 @@ class MLP:
 
     # -- use -------------------------------------------------------------------------------------------------------------
 
-    def outputs(self, X: Any) -> np.ndarray[Any, Any]:
-        """a[L] for every row of X: (n, outputs), on the host."""
-        X = self._inputs(X)
-        blocks = [self.backend.to_numpy(self._forward_only(X[s : s + BLOCK])) for s in range(0, len(X), BLOCK)]
+    def outputs(self, X: Any) -> Array:
+        """a[L] for every row of X: (n, outputs), where X is: a NumPy array, or CuPy's for an X on the GPU."""
+        X, b = self.matrix(X), self.backend
+        blocks = [self._forward_only(b.asarray(X[s : s + BLOCK])) for s in range(0, len(X), BLOCK)]
+        if not on_gpu(X):
+            blocks = [b.to_numpy(block) for block in blocks]
         return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
-    def predict(self, X: Any) -> np.ndarray[Any, Any]:
+    def predict(self, X: Any) -> Array:
         """Labels (n,) of cross_entropy, 0/1 (n,) or (n, outputs) of binary_cross_entropy, otherwise the outputs."""
         a = self._decided(self.outputs(X))
         return a[:, 0] if a.ndim == 2 and a.shape[1] == 1 else a
 
-    def _decided(self, a: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    def _decided(self, a: Array) -> Array:
         """Labels (n,), 0 and 1 (n, outputs), or the outputs as they are."""
         if self.loss == "cross_entropy":
-            return np.asarray(np.argmax(a, axis=1))
+            return a.argmax(axis=1)
         return (a > 0.5).astype(np.int64) if self.loss == "binary_cross_entropy" else a
 
-    def predict_proba(self, X: Any) -> np.ndarray[Any, Any]:
+    def predict_proba(self, X: Any) -> Array:
         """Probabilities (n, outputs).  ValueError: the loss is none of probabilities."""
         if self.loss not in _OUTPUTS:
             raise ValueError(f"a network with the loss {self.loss} has no probabilities; use predict or outputs")
@@ -270,26 +287,27 @@ class MLP:
 
     def evaluate(self, X: Any, y: Any, *, sample_weight: Any = None) -> tuple[float, float | None]:
         """(loss, accuracy) on X, y; the accuracy is None for a regression."""
-        b, X = self.backend, self._inputs(X)
+        b, X = self.backend, self.matrix(X)
         y, scale = self.targets(y, len(X)), self.scale(len(X), sample_weight)
         losses, right = b.empty((len(X),), self.dtype), 0.0
         for s in range(0, len(X), BLOCK):
             e = min(s + BLOCK, len(X))
             target = b.asarray(y[s:e])
-            Z = self._logits(X[s:e])
+            Z = self._logits(b.asarray(X[s:e]))
             b.output_delta(
                 Z, target, self.loss, self.output_activation, losses=losses[s:e],
                 scale=b.asarray(scale if len(scale) == 1 else scale[s:e]),
             )  # fmt: skip
             if self.loss in _OUTPUTS:
-                right += self._right(b.to_numpy(b.activate(Z, self.output_activation, A=Z)), y[s:e])
+                a = b.activate(Z, self.output_activation, A=Z)
+                right += self._right(a if on_gpu(y) else b.to_numpy(a), y[s:e])
         return self._sum(losses), (right / len(X) if self.loss in _OUTPUTS else None)
 
-    def _right(self, a: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> float:
+    def _right(self, a: Array, y: Array) -> float:
         """How many rows predict() has right; several labels a row count by their share."""
         if self.loss == "cross_entropy":
-            return float(np.sum(self._decided(a) == (y if y.ndim == 1 else np.argmax(y, axis=1))))
-        return float(np.mean(self._decided(a) == (y > 0.5), axis=1).sum())
+            return float((self._decided(a) == (y if y.ndim == 1 else y.argmax(axis=1))).sum())
+        return float((self._decided(a) == (y > 0.5)).mean(axis=1).sum())
 
     def _logits(self, X: Array) -> Array:
         """z of the output layer, nothing else kept."""
@@ -309,20 +327,22 @@ class MLP:
 
     # -- the caller's arrays ---------------------------------------------------------------------------------------------
 
-    def _inputs(self, X: Any) -> Array:
-        return self.backend.asarray(as_matrix(X, dtype=self.dtype, width=self.layers[0]))
+    def matrix(self, X: Any) -> Array:
+        """X (n, inputs) as a checked array of the network's dtype, on the host or on the GPU as it was given."""
+        return as_matrix(self.backend.adopt(X, "X"), dtype=self.dtype, width=self.layers[0])
 
-    def targets(self, y: Any, n: int) -> np.ndarray[Any, Any]:
+    def targets(self, y: Any, n: int) -> Array:
         """y as the loss wants it: int64 labels (n,) for cross_entropy if they are labels, otherwise (n, outputs).
 
-        Labels (n,) for several outputs mean rows of 0 and one 1, for any loss.
+        Labels (n,) for several outputs mean rows of 0 and one 1, for any loss.  On the host or the GPU, as it was given.
         """
         outputs = self.layers[-1]
+        y = self.backend.adopt(y, "y")
         y = y if hasattr(y, "shape") else as_numbers(y, "y")
         shape = tuple(y.shape)
         if outputs > 1 and (len(shape) < 2 or shape[1:] == (1,)):
             labels = as_labels(y, n=n, classes=outputs)
-            return labels if self.loss == "cross_entropy" else np.eye(outputs, dtype=self.dtype)[labels]
+            return labels if self.loss == "cross_entropy" else self.one_hot(labels, outputs)
         targets = as_targets(y, n=n, width=outputs, dtype=self.dtype)
         if self.loss in _OUTPUTS and (targets.min() < 0 or targets.max() > 1):
             raise ValueError(f"y has values from {targets.min()} to {targets.max()}; {self.loss} expects probabilities, 0 to 1")
@@ -332,12 +352,24 @@ class MLP:
                 raise ValueError(f"the probabilities y[{worst}] add up to {total:g}; expected 1 in every row, or labels (n,)")
         return targets
 
+    def one_hot(self, labels: Array, classes: int) -> Array:
+        """Rows (n, classes) of 0 and one 1, on the host or on the GPU as the labels are."""
+        rows, b = np.eye(classes, dtype=self.dtype), self.backend
+        if not on_gpu(labels):
+            return rows[labels]
+        b.gather(b.asarray(rows), labels, hot := b.empty((len(labels), classes), self.dtype))
+        return hot
+
     def scale(self, n: int, sample_weight: Any = None) -> np.ndarray[Any, Any]:
         """What each C^n is multiplied by: (1,) without weights, otherwise (n,)."""
         if sample_weight is None:
             return np.full(1, 1 / n if self.reduction == "mean" else 1, self.dtype)
-        weight = as_weights(sample_weight, n=n, dtype=self.dtype)
-        return self.normalized(weight)
+        return self.normalized(self.sample_weights(sample_weight, n))
+
+    def sample_weights(self, weight: Any, n: int) -> np.ndarray[Any, Any]:
+        """One checked weight for each example, on the host: they are few."""
+        weight = self.backend.adopt(weight, "sample_weight")
+        return as_weights(self.backend.to_numpy(weight) if on_gpu(weight) else weight, n=n, dtype=self.dtype)
 
     def normalized(self, weight: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """The weights of a batch, over their sum if the reduction is the mean (all 0 if they are all 0)."""
@@ -346,6 +378,27 @@ class MLP:
         _, exponent = np.frexp(weight.max())
         weight = np.ldexp(weight.astype(np.float64), -exponent)  # exact, and the sum cannot overflow
         return (weight / (math.fsum(weight) or 1.0)).astype(self.dtype)
+
+    # -- memory ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def saved_z(self) -> int:
+        """Numbers that are kept of each example beside a: z of the layers whose f' is made of it."""
+        return sum(o for o, f in zip(self.layers[1:], self.activations, strict=False) if f in SAVES_Z)
+
+    def evaluation_bytes(self, n: int) -> int:
+        """Memory that evaluate takes for n examples: of a block X, the targets and two layers, and every loss."""
+        block = min(n, BLOCK) * (self.layers[0] + 2 * max(self.layers[1:]) + self.layers[-1])
+        return (block + n) * self.dtype.itemsize
+
+    def check_room(self, n: int, bytes_each: int, besides: int = 0) -> None:
+        """MemoryError: the device has less room than n examples at a time need, each so many bytes."""
+        free, needed = self.backend.free_bytes(), besides + n * bytes_each
+        if needed > free:
+            fits = int(max(0, free - besides)) // bytes_each
+            mend = f"a batch of {fits} would fit" if fits else "not one example would fit, take a smaller network"
+            needs, has = readable_bytes(needed), readable_bytes(free)
+            raise MemoryError(f"a batch of {n} needs {needs} of GPU memory and {has} are free; {mend}")
 
     # -- files -----------------------------------------------------------------------------------------------------------
 

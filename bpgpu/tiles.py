@@ -1,4 +1,4 @@
-"""How a product is cut for a GPU: the tile of a block, and over how many blocks its chunks of k go.  No bit depends on it."""
+"""How a product is cut for a GPU: a block's tile, and over how many blocks its chunks of k go.  No choice changes a bit."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ TILES = {
     "float32": (Tile(128, 128, 8, 8), Tile(64, 64, 8, 4), Tile(32, 32, 4, 2)),
     "float64": (Tile(64, 64, 8, 4), Tile(32, 32, 4, 2)),
 }
-FINISH = 2000, 200  # cycles to find out who is last, and to add one chunk's sums: estimates
+FINISH = 2000  # cycles to find out which block is the last: an estimate
+BYTES = 32  # that a multiprocessor writes or reads a cycle, of the sums of chunks: an estimate
 
 
 @cache
@@ -51,10 +52,13 @@ def plan(dtype: str, rows: int, cols: int, K: int, multiprocessors: int) -> tupl
 
     def cycles(choice: tuple[Tile, int]) -> int:
         tile, split = choice
-        blocks = -(-rows // tile.BM) * -(-cols // tile.BN) * split
-        steps = min(K, -(-chunks // split) * CHUNK)
-        finish = FINISH[0] + FINISH[1] * chunks if split > 1 else 0
-        return -(-blocks // multiprocessors) * steps * tile.cycles(itemsize) + finish
+        tiles, each = -(-rows // tile.BM) * -(-cols // tile.BN), -(-chunks // split)
+        rounds = -(-tiles * split // multiprocessors)
+        time = rounds * min(K, each * CHUNK) * tile.cycles(itemsize)
+        if split > 1:
+            moved = rounds * each + -(-tiles // multiprocessors) * chunks  # tiles of sums: written by all, read by the last
+            time += FINISH + moved * tile.BM * tile.BN * itemsize // BYTES
+        return time
 
     splits = sorted({-(-chunks // -(-chunks // split)) for split in range(1, min(chunks, 64) + 1)})  # no block without a chunk
     return min(((tile, split) for tile in TILES[dtype] for split in splits), key=cycles)

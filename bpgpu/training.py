@@ -10,17 +10,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .backend import Array, Program
+from .checks import on_gpu
 from .kernels.names import HYPER, RULES, SAVES_Z
+from .mlp import BLOCK, MLP
 from .optim import Optimizer
 
-if TYPE_CHECKING:
-    from .mlp import MLP
-
+SLAB_BYTES = 1 << 26  # of a data set that is larger than the device should hold: what is copied there at a time
 SLICE_SECONDS = 0.1  # how long a replay may take before Python looks at Ctrl-C and reports progress
 
 
@@ -43,6 +43,14 @@ class Step:
         hidden = zip(units[1:-1], net.activations, strict=True)
         self.z = [b.empty((n, o), net.dtype) if f in SAVES_Z else None for o, f in hidden]
         self.delta = [b.empty((n, o), net.dtype) for o in units[1:]]
+
+    @staticmethod
+    def bytes_each(net: MLP, labels: bool, weighted: bool) -> int:
+        """How much memory the arrays take for each example of the batch."""
+        units = net.layers
+        dropped = sum(u for u, rate in zip(units, net.dropout, strict=False) if rate)
+        numbers = sum(units) + dropped + net.saved_z + sum(units[1:]) + 1 + weighted + (0 if labels else units[-1])
+        return numbers * net.dtype.itemsize + 8 * labels
 
     def record(self, losses: Array, trainer: Trainer) -> None:
         """Issue the operations of the step; L of step t goes to losses[t]."""
@@ -92,11 +100,11 @@ class Trainer:
         net = self.net
         optimizer.hyper(net.dtype, len(net.weights), self.steps_taken)
         if self.rule != optimizer.rule:
-            self.rule = optimizer.rule
-            self._steps.clear()
-            for name in RULES[self.rule]:
+            for name in RULES[optimizer.rule]:
                 if name not in self.states:
                     self.states[name] = net.backend.asarray(np.zeros(net.theta.shape, net.dtype))
+            self.rule = optimizer.rule
+            self._steps.clear()
 
     def prepare(self, optimizer: Optimizer, examples: float) -> None:
         """Bring the numbers of the coming step, on a batch of so many examples, to the device."""
@@ -118,13 +126,12 @@ class Trainer:
         for state in self.states.values():
             self.net.backend.write(state, np.zeros(state.shape, self.net.dtype))
 
-    def step(
-        self, optimizer: Optimizer, X: Array, y: np.ndarray[Any, Any], scale: np.ndarray[Any, Any], examples: float
-    ) -> float:
+    def step(self, optimizer: Optimizer, X: Array, y: Array, scale: np.ndarray[Any, Any], examples: float) -> float:
         """One step on one batch (arrays as the network's checks leave them); the loss before the step."""
         self.prepare(optimizer, examples)
         b, key = self.net.backend, (len(X), y.ndim, len(scale) > 1)
         if key not in self._steps:
+            self.net.check_room(len(X), Step.bytes_each(self.net, y.ndim == 1, len(scale) > 1))
             step = Step(self.net, len(X), y.ndim == 1, len(scale) > 1)
             with b.capture() as program:
                 step.record(self.losses, self)
@@ -140,41 +147,74 @@ class Trainer:
 
 
 class Epochs:
-    """The recorded steps of whole epochs over one data set: full batches, and the smaller one at the end if there is one."""
+    """The recorded steps of whole epochs over one data set: full batches, and the smaller one at the end if there is one.
 
-    def __init__(self, trainer: Trainer, X: Array, y: Array, weight: np.ndarray[Any, Any] | None, batch_size: int) -> None:
+    X and y stay on the device, or come there slab by slab where they would not fit: the steps gather their batches from one
+    of two slabs while the other one is filled.  `slab` is the number of rows of a slab, all of them if the data stay; `spare`
+    bytes of memory are left for others.
+    """
+
+    def __init__(
+        self, trainer: Trainer, X: Array, y: Array, weight: np.ndarray[Any, Any] | None, batch_size: int, spare: int = 0
+    ) -> None:
         net, b = trainer.net, trainer.net.backend
         self.net, self.trainer, self.weight, self.n, self.batch = net, trainer, weight, len(X), min(batch_size, len(X))
-        self.X, self.y = X, y
         self.full, self.rest = divmod(self.n, self.batch)
         self.steps = self.full + (self.rest > 0)
+        self.slab = self._rows_of_slab(X, y, spare)
+        self.resident = self.slab == self.n
         self.order = b.empty((self.n,), np.int64)
         self.losses = b.empty((self.steps,), net.dtype)
         self.scale = b.empty((self.n,), net.dtype)
         self.ascending = b.asarray(np.arange(self.n))
+        if self.resident:
+            self.sources = [(b.asarray(X), b.asarray(y))]
+        else:
+            self.host = X, b.to_numpy(y)
+            self.slabs = [[b.buffer((self.slab, *part.shape[1:]), part.dtype) for part in self.host] for _ in range(2)]
+            self.sources = [(X_slab.array, y_slab.array) for X_slab, y_slab in self.slabs]
+            b.write(self.order, np.arange(self.n) % self.slab)  # in a slab the examples are in order
+        sizes = [n for n in (self.batch, self.rest) if n]
+        self.kinds = [Step(net, n, y.ndim == 1, weight is not None) for n in sizes]  # full batches, and the smaller one
         self.table: Array = None  # the numbers of each step, where they vary
-        self.programs: list[Program] = []
+        self.programs: list[list[Program]] = []  # of each kind, for each of the sources
         self._recorded = ("", False)
+
+    def _rows_of_slab(self, X: Array, y: Array, spare: int) -> int:
+        """How many rows of X and y are to be on the device at a time.  MemoryError: not even two batches have room."""
+        net, states = self.net, len(self.trainer.states)
+        free, row = net.backend.free_bytes(), (X.nbytes + y.nbytes) // self.n
+        each = Step.bytes_each(net, y.ndim == 1, self.weight is not None)
+        # copies of theta and of what the rule keeps; order, losses and the like
+        besides = spare + (3 + states) * net.theta.nbytes + self.n * (16 + net.dtype.itemsize)
+        batches = (self.batch + self.rest) * each
+        if on_gpu(X) or besides + batches + self.n * row <= free:
+            net.check_room(self.batch + self.rest, each, besides)
+            return self.n
+        net.check_room(self.batch, 2 * (each + row), besides)
+        room = min(SLAB_BYTES, (free - besides - batches) // 2)
+        return max(1, int(room // (self.batch * row))) * self.batch
 
     def _record(self, varies: bool) -> None:
         """The programs of an epoch under the trainer's rule; numbers that vary are gathered like the examples."""
         b, hyper = self.net.backend, self.trainer.hyper
         self.table = b.empty((self.steps, *hyper.shape), hyper.dtype) if varies else None
         self.programs = []
-        for start, n, first, steps in ((0, self.batch, 0, self.full), (self.full * self.batch, self.rest, self.full, 1)):
-            if n == 0:
-                continue
-            step = Step(self.net, n, self.y.ndim == 1, self.weight is not None)
-            with b.capture() as program:
-                with b.together():
-                    if varies:
-                        b.gather(self.table[first:], self.ascending[:steps], hyper.reshape(1, *hyper.shape))
-                    b.gather(self.X, self.order[start:], step.X)
-                    b.gather(self.y, self.order[start:], step.y)
-                    if self.weight is not None:
-                        b.gather(self.scale[start:], self.ascending[: n * steps], step.scale)
-                step.record(self.losses[first : first + steps], self.trainer)
-            self.programs.append(program)
+        for step, start, first, steps in zip(
+            self.kinds, (0, self.full * self.batch), (0, self.full), (self.full, 1), strict=False
+        ):
+            self.programs.append([])
+            for X, y in self.sources:
+                with b.capture() as program:
+                    with b.together():
+                        if varies:
+                            b.gather(self.table[first:], self.ascending[:steps], hyper.reshape(1, *hyper.shape))
+                        b.gather(X, self.order[start:], step.X)
+                        b.gather(y, self.order[start:], step.y)
+                        if self.weight is not None:
+                            b.gather(self.scale[start:], self.ascending[: step.n * steps], step.scale)
+                    step.record(self.losses[first : first + steps], self.trainer)
+                self.programs[-1].append(program)
         self._recorded = self.trainer.rule, varies
 
     def begin(self, optimizer: Optimizer, order: np.ndarray[Any, Any], done: int = 0) -> None:
@@ -183,7 +223,9 @@ class Epochs:
         trainer.adopt(optimizer)
         if self._recorded != (trainer.rule, optimizer.varies):
             self._record(optimizer.varies)
-        b.write(self.order, order)
+        self.order_on_host = order
+        if self.resident:
+            b.write(self.order, order)
         starts = range(0, self.n, self.batch)
         examples = [float(min(self.batch, self.n - s)) for s in starts]
         if self.weight is not None:
@@ -197,22 +239,50 @@ class Epochs:
             b.write(self.table, optimizer.hyper(self.net.dtype, layers, trainer.steps_taken - done, examples))
             trainer.written = {}
 
-    def run(self, first: int, last: int) -> Iterator[int]:
-        """Take the steps first .. last - 1 of the epoch, some a call; yields how many of the epoch are done."""
-        steps_a_call = 1
-        while first < last:
-            program, begin, end = (
-                (self.programs[0], 0, self.full) if first < self.full else (self.programs[-1], self.full, last)
-            )
-            count = min(steps_a_call, min(end, last) - first)
-            self.trainer.aim(self.trainer.steps_taken - (first - begin))
-            begun = time.perf_counter()
-            program.run(first - begin, count)
-            seconds = time.perf_counter() - begun
-            first += count
-            self.trainer.steps_taken += count
-            steps_a_call = max(1, min(4 * steps_a_call, int(count * SLICE_SECONDS / max(seconds, 1e-9))))
-            yield first
+    def run(self, first: int, last: int) -> Iterator[tuple[int, int | None]]:
+        """Take the steps first .. last - 1 of the epoch, some a call; yields how many of the epoch are done, and the first of
+        them whose loss is not finite."""
+        b, steps_a_call, steps_of_slab = self.net.backend, 1, -(-self.slab // self.batch)
+        b.join()
+        self._fill(first // steps_of_slab)
+        for number in range(first // steps_of_slab, -(-last // steps_of_slab)):
+            b.join()
+            next_is_filled, end_of_slab = False, min((number + 1) * steps_of_slab, last)
+            while first < end_of_slab:
+                kind, begin, end = (0, 0, min(end_of_slab, self.full)) if first < self.full else (-1, self.full, end_of_slab)
+                count = min(steps_a_call, end - first)
+                self.trainer.aim(self.trainer.steps_taken - (first - begin))
+                begun = time.perf_counter()
+                self.programs[kind][number % len(self.sources)].run(first - begin, count)
+                if not next_is_filled:
+                    self._fill(number + 1)
+                    next_is_filled = True
+                first += count
+                self.trainer.steps_taken += count
+                bad = self.first_bad_step(first)  # waits for a device that works on its own
+                seconds = time.perf_counter() - begun
+                steps_a_call = max(1, min(4 * steps_a_call, int(count * SLICE_SECONDS / max(seconds, 1e-9))))
+                yield first, bad
+
+    def _fill(self, number: int) -> None:
+        """Begin to bring slab `number` of the present order to the device, if there is one."""
+        if not self.resident:
+            rows = self.order_on_host[number * self.slab : (number + 1) * self.slab]
+            for buffer, source in zip(self.slabs[number % 2], self.host, strict=True):
+                if len(rows):
+                    buffer.fill(source, rows)
+
+    def inputs(self, step: int) -> Iterator[Array]:
+        """The rows of X that a step of this epoch takes, on the device, some at a time."""
+        b, end = self.net.backend, min((step + 1) * self.batch, self.n)
+        for start in range(step * self.batch, end, BLOCK):
+            rows = self.order_on_host[start : min(start + BLOCK, end)]
+            if self.resident:
+                X = self.sources[0][0]
+                b.gather(X, b.asarray(rows), block := b.empty((len(rows), X.shape[1]), X.dtype))
+                yield block
+            else:
+                yield b.asarray(self.host[0][rows])
 
     def examples(self, steps: int) -> int:
         """How many examples the first steps of an epoch take."""

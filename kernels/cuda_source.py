@@ -63,9 +63,9 @@ def source(name: str, dtype: str | None, options: tuple[str, ...], **sizes: int)
 
 
 def _option_macros(name: str, options: tuple[str, ...]) -> dict[str, Any]:
-    if name in ("dense_forward", "hidden_delta", "activate"):
+    if name in ("dense_forward", "hidden_delta", "activate", "amplify"):
         return {"OPTION": f"f_{options[0]}"}
-    if name in ("dense_gradient", "update"):
+    if name in ("dense_gradient", "column_sum", "update"):
         return {"OPTION": f"r_{options[0]}"}
     if name == "output_delta":
         loss, activation, targets = options

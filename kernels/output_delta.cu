@@ -21,7 +21,6 @@ FUNCTION real row(const real* Z, int64 columns, const char* y, real scale, real*
     for (int64 o = threadIdx.x; o < columns; o += THREADS) dZ[o] = target[o] * (log_sum - (Z[o] - e.m));
     __syncthreads();
     real loss = ordered_sum(dZ, columns);
-    __syncthreads();
     for (int64 o = threadIdx.x; o < columns; o += THREADS) dZ[o] = (exp_(Z[o] - e.m) / e.sum - target[o]) * scale;
     return loss;
 }
@@ -31,7 +30,6 @@ FUNCTION real row(const real* Z, int64 columns, const char* y, real scale, real*
     for (int64 o = threadIdx.x; o < columns; o += THREADS) dZ[o] = LOSS::loss(Z[o], OPTION::f(Z[o]), target[o]);
     __syncthreads();
     real loss = ordered_sum(dZ, columns);
-    __syncthreads();
     for (int64 o = threadIdx.x; o < columns; o += THREADS) {
         real z = Z[o], a = OPTION::f(z);
         dZ[o] = LOSS::slope(z, a, target[o], OPTION::gain(SAVES_Z ? z : a)) * scale;

@@ -14,7 +14,7 @@
 #pragma once
 #include "memory.cuh"
 
-constexpr int least(int a, int b) { return a < b ? a : b; }
+FUNCTION constexpr int least(int a, int b) { return a < b ? a : b; }
 
 constexpr int SLICE = 16, PAD = 4;
 constexpr int STAGES = least(4, 48 * 1024 / (SLICE * (BM + BN + 2 * PAD) * (int)sizeof(real)));

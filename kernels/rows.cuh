@@ -2,16 +2,41 @@
 #pragma once
 #include "functions.cuh"
 
-// The sum of `length` >= 1 numbers in chunks of CHUNK, computed by every thread.
+// The sum of `length` >= 1 numbers in chunks of CHUNK, a thread a chunk: known to every thread, after which they may change.
 FUNCTION real ordered_sum(const real* numbers, int64 length) {
+    __shared__ real chunks[THREADS];
     real total = 0;
-    for (int64 start = 0; start < length; start += CHUNK) {
-        const int64 end = start + CHUNK < length ? start + CHUNK : length;
-        real chunk = numbers[start];
-        for (int64 i = start + 1; i < end; i++) chunk += numbers[i];
-        total = start == 0 ? chunk : total + chunk;
+    for (int64 round = 0; round < length; round += THREADS * CHUNK) {
+        const int64 start = round + threadIdx.x * CHUNK, end = start + CHUNK < length ? start + CHUNK : length;
+        if (start < end) {
+            real sum = numbers[start];
+#pragma unroll 8
+            for (int64 i = start + 1; i < end; i++) sum += numbers[i];
+            chunks[threadIdx.x] = sum;
+        }
+        __syncthreads();
+        for (int t = 0; t < THREADS && round + t * CHUNK < length; t++)
+            total = round + t == 0 ? chunks[t] : total + chunks[t];
+        __syncthreads();
     }
     return total;
+}
+
+// The largest of `length` >= 1 numbers; NaN if the first one is, other NaNs are passed over.
+FUNCTION real largest(const real* numbers, int64 length) {
+    __shared__ real found[THREADS];
+    real m = numbers[0];
+    for (int64 i = threadIdx.x; i < length; i += THREADS) m = select(numbers[i] > m, numbers[i], m);
+    found[threadIdx.x] = m;
+    for (int half = THREADS / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (threadIdx.x < half) {
+            const real other = found[threadIdx.x + half];
+            found[threadIdx.x] = m = select(other > m, other, m);
+        }
+    }
+    __syncthreads();
+    return found[0];
 }
 
 struct Exponentials {
@@ -20,12 +45,8 @@ struct Exponentials {
 
 // Write exp(z - m), m = max z, for one row, which may be Z itself; give m and the sum to every thread of the block.
 FUNCTION Exponentials exponentials(const real* Z, int64 columns, real* target) {
-    real m = Z[0];
-    for (int64 o = 1; o < columns; o++) m = select(Z[o] > m, Z[o], m);
-    __syncthreads();  // everybody has m before anybody writes
+    const real m = largest(Z, columns);
     for (int64 o = threadIdx.x; o < columns; o += THREADS) target[o] = exp_(Z[o] - m);
     __syncthreads();
-    real sum = ordered_sum(target, columns);
-    __syncthreads();  // and the sum before the row is written again
-    return {m, sum};
+    return {m, ordered_sum(target, columns)};
 }

@@ -9,9 +9,32 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bpgpu.backend import Backend
+from bpgpu import cuda
+from bpgpu.backend import Backend, get_backend
 from bpgpu.cpu import CPUBackend
 from bpgpu.kernels.names import HYPER
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--require-gpu", action="store_true", help="tests that find no GPU fail, instead of being skipped")
+
+
+@pytest.fixture(params=["emulated", "gpu"])
+def exact_cuda(request: pytest.FixtureRequest) -> cuda.CUDABackend:
+    """The CUDA backend: on the emulator, and on the GPU if there is one."""
+    from tests.emulator import available
+    from tests.emulator.gpu import GPU
+
+    missing = available() if request.param == "emulated" else cuda.why_not()
+    if missing is not None:
+        if request.param == "gpu" and request.config.getoption("--require-gpu"):
+            pytest.fail(f"no GPU here: {missing}")
+        pytest.skip(f"no {request.param} device here: {missing}")
+    if request.param == "emulated":
+        return cuda.CUDABackend(GPU())
+    backend = get_backend("cuda")
+    assert isinstance(backend, cuda.CUDABackend)
+    return backend
 
 
 @pytest.fixture

@@ -92,11 +92,12 @@ def test_every_checkpoint_leads_to_the_same_end(case: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("first", ["cpu", "cuda"])
 def test_a_run_may_move_between_backends(first: str, tmp_path: Path) -> None:
     from bpgpu.cuda import CUDABackend
-    from tests.emulator import EmulatedDevice, available
+    from tests.emulator import available
+    from tests.emulator.gpu import GPU
 
     if available() is not None:
         pytest.skip(f"no emulator here: {available()}")
-    emulated = CUDABackend(EmulatedDevice())
+    emulated = CUDABackend(GPU())
     backends: list[Any] = ["cpu", emulated] if first == "cpu" else [emulated, "cpu"]
     net, every = network(backend=backends[0]), Every(tmp_path)
     expected = outcome(net, fit(net, "adam, weights", every))
@@ -185,8 +186,8 @@ import sys, os, json, hashlib, numpy as np, bpgpu
 path, backend = sys.argv[1:]
 if backend == "cuda":
     from bpgpu.cuda import CUDABackend
-    from tests.emulator import EmulatedDevice
-    backend = CUDABackend(EmulatedDevice())
+    from tests.emulator.gpu import GPU
+    backend = CUDABackend(GPU())
 rng = np.random.default_rng(0)
 X, y = rng.standard_normal((700, 20)), rng.integers(0, 4, 700)
 net = bpgpu.MLP([20, 60, 40, 4], seed=2, backend=backend)

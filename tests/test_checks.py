@@ -38,10 +38,6 @@ class Sparse:
         return np.zeros((1, 1))
 
 
-class OnGpu:
-    __cuda_array_interface__ = None
-
-
 # nearest
 
 ACTIVATIONS = ("identity", "relu", "tanh")
@@ -267,7 +263,6 @@ REFUSED = [
     ((i for i in range(3)), TypeError, r"is of type generator"),
     ("abc", TypeError, r"holds text"),
     (Sparse(), TypeError, r"sparse matrix.*\.toarray\(\)"),
-    (OnGpu(), TypeError, r"GPU array.*\.get\(\)"),
     (np.ma.masked_array([[1, 2]], [[False, True]]), ValueError, r"masked entries.*\.filled\("),
     ([[1, 2], [3]], ValueError, r"is no array of numbers \(.*\); expected rows of equal length"),
 ]

@@ -1,13 +1,11 @@
 """The whole CUDA backend, its own launch code and its own kernels, bit for bit against the CPU backend.
 
-Without a GPU the kernels run on the emulator (tests/emulator): compiled by g++, every CUDA thread a fiber.
+Every test runs on the emulator (tests/emulator), where the kernels are compiled by g++ and every CUDA thread is a fiber, and
+on the GPU if there is one.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,33 +14,41 @@ import numpy as np
 import pytest
 
 import bpgpu
-from bpgpu import cuda
-from bpgpu.backend import BackendUnavailable
 from bpgpu.cpu import CPUBackend
 from bpgpu.cuda import CUDABackend
-from bpgpu.tiles import TILES, Tile
-from tests.emulator import EmulatedDevice, available
+from bpgpu.tiles import TILES, Tile, plan
+from tests.emulator.gpu import GPU
 
-pytestmark = pytest.mark.skipif(available() is not None, reason=f"no emulator here: {available()}")
 CPU = CPUBackend(threads=1)
 ORDERS = "ascending", "descending", "random"
 _backends: dict[Any, CUDABackend] = {}
 
 
-def emulated(order: str = "ascending", tile: Tile | None = None, split: int = 1) -> CUDABackend:
-    """The CUDA backend on the emulator, kept for the length of the tests; `tile` and `split` are forced on its products."""
-    key = order, tile, split
+@pytest.fixture(autouse=True)
+def on(exact_cuda: CUDABackend) -> None:
+    """The device of the test."""
+    _backends["device"] = exact_cuda
+
+
+def backend(order: str = "ascending", tile: Tile | None = None, split: int = 1) -> CUDABackend:
+    """The CUDA backend, kept for the length of the tests; `tile` and `split` are forced on its products."""
+    device = _backends["device"].device
+    key = device.name, order, tile, split
     if key not in _backends:
-        backend = CUDABackend(EmulatedDevice(order=order))
+        found = CUDABackend(GPU(order=order) if isinstance(device, GPU) else device)
         if tile is not None:
-            backend.plan = lambda dtype, rows, cols, K: (tile, min(split, -(-K // 256)))  # type: ignore[method-assign]
-        _backends[key] = backend
+            found.plan = lambda dtype, rows, cols, K: (tile, min(split, -(-K // 256)))  # type: ignore[method-assign]
+        _backends[key] = found
     return _backends[key]
+
+
+def host(array: Any) -> np.ndarray:
+    return array.get() if hasattr(array, "get") else np.asarray(array)
 
 
 def same(a: Any, b: Any) -> bool:
     """The same bits, but any NaN is as good as another."""
-    a, b = np.asarray(a), np.asarray(b)
+    a, b = host(a), host(b)
     integer = {4: np.int32, 8: np.int64}[a.itemsize]
     equal = a.view(integer) == b.view(integer)
     return a.dtype == b.dtype and a.shape == b.shape and bool((equal | (np.isnan(a) & np.isnan(b))).all())
@@ -73,7 +79,7 @@ def compare(gpu: CUDABackend, layers: list[int], n: int, *, steps: int = 0, y: A
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("activation", bpgpu.ACTIVATIONS)
 def test_activations(activation: str, dtype: str) -> None:
-    compare(emulated(), [5, 19, 7, 3], 9, activation=activation, dtype=dtype, steps=2)
+    compare(backend(), [5, 19, 7, 3], 9, activation=activation, dtype=dtype, steps=2)
 
 
 def rows(rng: np.random.Generator, n: int, o: int) -> np.ndarray:
@@ -99,12 +105,12 @@ def probabilities(rng: np.random.Generator, n: int, o: int) -> np.ndarray:
     ],
 )
 def test_losses(loss: str, output: str | None, y: Any, dtype: str) -> None:
-    compare(emulated(), [4, 6, 5], 11, loss=loss, output_activation=output, y=y, activation="tanh", dtype=dtype, steps=2)
+    compare(backend(), [4, 6, 5], 11, loss=loss, output_activation=output, y=y, activation="tanh", dtype=dtype, steps=2)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_reduction(reduction: str) -> None:
-    compare(emulated(), [4, 6, 3], 5, reduction=reduction, steps=1)
+    compare(backend(), [4, 6, 3], 5, reduction=reduction, steps=1)
 
 
 @pytest.mark.parametrize(
@@ -117,19 +123,83 @@ def test_reduction(reduction: str) -> None:
         ([600, 9, 4], 33),
         ([8, 4, 300], 6),
         ([3, 5, 2], 300),
+        ([36, 132, 64, 12], 68),
+        ([4, 3, 2], 1100),
     ],
 )
 @pytest.mark.parametrize("tile", TILES["float32"], ids=lambda t: f"{t.BM}x{t.BN}")
 @pytest.mark.parametrize("split", [1, 2, 9])
 def test_shapes(layers: list[int], n: int, tile: Tile, split: int) -> None:
     """Edges of tiles, sums over one chunk, two and three, their chunks in one block and in several."""
-    compare(emulated(tile=tile, split=split), layers, n, steps=1)
+    compare(backend(tile=tile, split=split), layers, n, steps=1)
+
+
+@pytest.mark.parametrize("columns", [255, 257, 700])
+@pytest.mark.parametrize("loss", ["labels", "probabilities", "squared_error"])
+def test_wide_outputs(loss: str, columns: int) -> None:
+    """Rows of one chunk, two and three, with one warp and with many."""
+    rng = np.random.default_rng(columns)
+    Z = (rng.standard_normal((3, columns)) * 4).astype(np.float32)
+    Z[1, 0], Z[2, 5] = np.nan, np.inf
+    y = rng.integers(0, columns, 3) if loss == "labels" else rng.random((3, columns), dtype=np.float32)
+    options = ("squared_error", "tanh") if loss == "squared_error" else ("cross_entropy", "softmax")
+    here, there = (b.output_delta(b.asarray(Z), b.asarray(y), *options) for b in (CPU, backend()))
+    assert same(here[0], there[0]) and same(here[1], there[1])
+    assert same(*(b.activate(b.asarray(Z), "softmax") for b in (CPU, backend())))
+
+
+@pytest.mark.parametrize("shift", range(4))
+def test_arrays_of_any_alignment(shift: int) -> None:
+    """Views that begin anywhere: 16-byte copies and writes where they fit, single numbers elsewhere."""
+    results = []
+    for b in (CPU, backend()):
+        rng = np.random.default_rng(shift)
+
+        def view(*shape: int, b: Any = b, rng: Any = rng) -> Any:
+            size = int(np.prod(shape))
+            room = b.empty((size + 8,), np.float32)
+            start = -b.address(room) // 4 % 4 + shift
+            array = room[start : start + size].reshape(shape)
+            b.write(array, rng.standard_normal(shape).astype(np.float32))
+            return array
+
+        X, W, bias, dZ, saved = view(20, 24), view(24, 36), view(36), view(20, 36), view(20, 24)
+        A, below, dW, db, states = view(20, 36), view(20, 24), view(24, 36), view(36), (view(24, 36), view(36))
+        hyper = b.asarray(np.array([[0.1, 0.9, 0.01]] * 2, np.float32))
+        b.dense_forward(X, W, bias, "tanh", A=A)
+        b.hidden_delta(dZ, W, saved, "sigmoid", dZ_below=below)
+        b.dense_gradient(X, dZ, dW=dW, db=db)
+        b.dense_update(X, dZ, W, bias, "nesterov", hyper, states)
+        b.update(W.reshape(-1), dW.reshape(-1), "momentum", hyper[0], states[0].reshape(-1))
+        results.append([host(array).copy() for array in (A, below, dW, db, W, bias, *states)])
+    assert all(same(here, there) for here, there in zip(*results, strict=True))
+
+
+def test_a_plan_is_whole_and_fills_the_gpu() -> None:
+    for dtype, found in TILES.items():
+        for rows, cols, K in [
+            (1, 1, 1),
+            (32, 1024, 4096),
+            (128, 10, 1024),
+            (8192, 4096, 4096),
+            (784, 1024, 128),
+            (50, 3, 100_000),
+        ]:
+            tile, split = plan(dtype, rows, cols, K, 132)
+            chunks = -(-K // 256)
+            assert tile in found and 1 <= split <= chunks
+            assert -(-chunks // -(-chunks // split)) == split, "a block without a chunk"
+    assert plan("float32", 8192, 4096, 4096, 132) == (TILES["float32"][0], 1)
+    tile, split = plan("float32", 32, 1024, 4096, 132)
+    assert -(-32 // tile.BM) * -(-1024 // tile.BN) * split >= 100
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_bits_do_not_depend_on_the_order_of_threads(order: str) -> None:
     """A race would show: the threads of a block and the blocks of a grid run in this order between barriers."""
-    compare(emulated(order), [40, 70, 30, 12], 37, activation="gelu", steps=2)
+    compare(backend(order), [40, 70, 30, 12], 37, activation="gelu", steps=2)
+    for tile in TILES["float32"]:
+        compare(backend(order, tile, split=3), [600, 9, 4], 33, steps=2)
 
 
 OPTIMIZERS: dict[str, Callable[[], bpgpu.Optimizer]] = {
@@ -150,12 +220,12 @@ def test_a_whole_run(name: str) -> None:
     X, weight = rng.standard_normal((70, 6)), rng.random(70)
     y = (X[:, 0] > 0).astype(int) + (X[:, 1] > 0)
     results = []
-    for backend in (CPU, emulated()):
-        net = bpgpu.MLP([6, 20, 3], backend=backend, seed=5)
+    for b in (CPU, backend()):
+        net = bpgpu.MLP([6, 20, 3], backend=b, seed=5)
         history = net.fit(
             X, y, epochs=3, batch_size=16, optimizer=OPTIMIZERS[name](), validation_data=(X, y), sample_weight=weight
         )
-        results.append((np.array(net.theta), history, net.predict(X), net.predict_proba(X), net.evaluate(X, y)))
+        results.append((host(net.theta), history, net.predict(X), net.predict_proba(X), net.evaluate(X, y)))
     (theta, history, labels, proba, score), (theta_2, history_2, labels_2, proba_2, score_2) = results
     assert same(theta, theta_2) and same(proba, proba_2) and (labels == labels_2).all() and score == score_2
     assert history.loss == history_2.loss and history.validation_loss == history_2.validation_loss
@@ -166,13 +236,13 @@ def test_models_move_between_backends(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     X, y = rng.standard_normal((40, 4)), rng.integers(0, 3, 40)
     ends = []
-    for first, second in ((CPU, CPU), (CPU, emulated()), (emulated(), CPU)):
+    for first, second in ((CPU, CPU), (CPU, backend()), (backend(), CPU)):
         net = bpgpu.MLP([4, 9, 3], backend=first, seed=1)
         net.fit(X, y, epochs=2, batch_size=8, optimizer=bpgpu.SGD(0.1))
         net.save(tmp_path / "m.safetensors")
         net = bpgpu.load(tmp_path / "m.safetensors", backend=second)
         net.fit(X, y, epochs=2, batch_size=8, optimizer=bpgpu.SGD(0.1))
-        ends.append(np.array(net.theta))
+        ends.append(host(net.theta))
     assert same(ends[0], ends[1]) and same(ends[0], ends[2])
 
 
@@ -191,12 +261,10 @@ def stratified(dtype: str, count: int) -> np.ndarray:
 def test_scalar_functions(activation: str, dtype: str) -> None:
     """f and f' of every activation, over a sample of all numbers."""
     z = stratified(dtype, 4000)[None]
-    one, gpu = np.ones((z.shape[1], 1), dtype), emulated()
-    assert same(CPU.activate(z, activation), gpu.activate(z, activation))
-    for backend_saved in (z, CPU.activate(z, activation)):
-        delta = np.ones((1, 1), dtype)
-        results = [b.hidden_delta(delta, one, backend_saved, activation) for b in (CPU, gpu)]
-        assert same(*results)
+    ones, both = (np.ones((1, 1), dtype), np.ones((z.shape[1], 1), dtype)), (CPU, backend())
+    assert same(*(b.activate(b.asarray(z), activation) for b in both))
+    for saved in (z, CPU.activate(z, activation)):
+        assert same(*(b.hidden_delta(*map(b.asarray, (*ones, saved)), activation) for b in both))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -205,65 +273,6 @@ def test_log_through_the_losses(dtype: str) -> None:
     Z = Z[: len(Z) // 3 * 3].reshape(-1, 3)
     labels, targets = np.arange(len(Z)) % 3, np.full(Z.shape, 0.25, dtype)
     for y, loss, output in ((labels, "cross_entropy", "softmax"), (targets, "binary_cross_entropy", "sigmoid")):
-        here, there = (b.output_delta(Z, y, loss, output) for b in (CPU, emulated()))
+        here, there = (b.output_delta(b.asarray(Z), b.asarray(y), loss, output) for b in (CPU, backend()))
         assert same(here[0], there[0]) and same(here[1], there[1])
-    assert same(CPU.activate(Z, "softmax"), emulated().activate(Z, "softmax"))
-
-
-def test_address_and_undefined_behaviour_sanitizers() -> None:
-    """One training run with every operation under AddressSanitizer and UndefinedBehaviorSanitizer."""
-    from tests.emulator import sanitized_environment
-
-    environment = sanitized_environment()
-    if environment is None:
-        pytest.skip("this g++ has no sanitizers")
-    code = """
-import numpy as np, bpgpu
-from bpgpu.cuda import CUDABackend
-from tests.emulator import EmulatedDevice
-rng = np.random.default_rng(0)
-for dtype in ("float32", "float64"):
-    device = EmulatedDevice(sanitize=True)
-    net = bpgpu.MLP([37, 70, 21, 5], activation=["gelu", "tanh"], backend=CUDABackend(device), dtype=dtype)
-    X, y = rng.standard_normal((21, 37)), rng.integers(0, 5, 21)
-    net.gradient(X, y)
-    net.fit(X, y, epochs=1, batch_size=8, optimizer=bpgpu.Adam(0.1), validation_data=(X, y), sample_weight=rng.random(21))
-    net.predict_proba(X)
-print("clean")
-"""
-    root = Path(__file__).parent.parent
-    result = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment, "PYTHONPATH": str(root)}, cwd=root,
-        capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
-    assert result.stdout.strip() == "clean", result.stderr[-3000:]
-
-
-def test_why_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    reason = cuda.why_not()
-    if reason is None:
-        pytest.skip("there is a GPU here")
-    assert bpgpu.backends()["cuda"] == reason
-    with pytest.raises(BackendUnavailable) as error:
-        bpgpu.get_backend("cuda")
-    assert str(error.value) == reason and reason.count("\n") == 0
-    for word in ("bpgpu[cuda13]", "nvidia-smi"):
-        if word in reason:
-            break
-    else:
-        raise AssertionError(f"no mend in {reason!r}")
-
-
-def test_auto_falls_back_and_says_so_once() -> None:
-    if cuda.why_not() is None:
-        pytest.skip("there is a GPU here")
-    code = "import bpgpu; print([bpgpu.get_backend('auto').name for _ in range(3)])"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert result.stdout.strip() == "['cpu', 'cpu', 'cpu']"
-    assert result.stderr.count("backend 'auto' is the CPU") == 1
-
-
-@pytest.mark.parametrize("name", ["cuda:x", "cuda:-1", "cpu:1", "auto:0", "cuda1"])
-def test_names_that_are_no_backend(name: str) -> None:
-    with pytest.raises(ValueError, match="unknown backend"):
-        bpgpu.get_backend(name)
+    assert same(*(b.activate(b.asarray(Z), "softmax") for b in (CPU, backend())))

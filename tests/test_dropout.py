@@ -20,11 +20,12 @@ Array = np.ndarray[Any, Any]
 
 
 def emulated() -> Backend:
-    from tests.emulator import EmulatedDevice, available
+    from tests.emulator import available
+    from tests.emulator.gpu import GPU
 
     if available() is not None:
         pytest.skip(f"no emulator here: {available()}")
-    return CUDABackend(EmulatedDevice())
+    return CUDABackend(GPU())
 
 
 BACKENDS: dict[str, Callable[[], Backend]] = {

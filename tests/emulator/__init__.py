@@ -20,10 +20,10 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -171,12 +171,12 @@ class Graph:
 
     def __init__(self, device: EmulatedDevice) -> None:
         self._device = device
-        self._launches: list[tuple[Any, ...]] = []
+        self._launches: list[Callable[[], None]] = []
 
     def launch(self) -> None:
         self._device._refuse_while_recording("launch a graph")
-        for arguments in self._launches:
-            self._device._run(*arguments)
+        for launch in self._launches:
+            launch()
 
 
 class EmulatedDevice:
@@ -270,11 +270,15 @@ class EmulatedDevice:
             if not isinstance(a, np.generic | np.ndarray) or a.shape != ():
                 raise TypeError(f"'{function.name}': argument {i} is {a!r}, expected a NumPy scalar or an array of shape ()")
         values = [np.array(a) for a in arguments]
+        self.issue(partial(self._run, function, grid, block, values, shared_bytes, cooperative))
+
+    def issue(self, launch: Callable[[], None]) -> None:
+        """Run it now, or, inside of a recording, whenever the graph is launched."""
         recorded = getattr(self._of_thread, "recorded", None)
         if recorded is None:
-            self._run(function, grid, block, values, shared_bytes, cooperative)
+            launch()
         else:
-            recorded.append((function, grid, block, values, shared_bytes, cooperative))
+            recorded.append(launch)
 
     def _run(
         self, function: Kernel, grid: Dimensions, block: Dimensions, values: list[Array], shared_bytes: int, cooperative: bool

@@ -1,0 +1,81 @@
+"""precision="tf32" and "bf16": the CUDA backend with its products on the GPU's tensor cores, through cuBLASLt.
+
+Arrays, weights and sums stay float32; the operands of a product lose bits on their way into it.  With e the relative error
+of an operand, 2^-10 for tf32 (10 bits of fraction) and 2^-7 for bf16 (7 bits) where bits are cut off, half of that where they
+are rounded to nearest, and 2^-23 for each of the K additions, whose order is the library's, a product differs from A B by at
+most (Higham, Accuracy and Stability of Numerical Algorithms, 3.1 and 3.5; Blanchard et al., SIAM J. Sci. Comput. 42, 2020)
+
+    |C - A B|  <=  (2 e + e^2 + 2^-23 K (1 + e)^2) |A| |B|        element by element
+
+Everything else is computed as in precision="exact", and the products that cuBLASLt has no algorithm for are so too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .backend import Array, Backend, States
+from .cuda import CUDABackend
+from .kernels import records
+from .launching import new_record
+
+
+class FastBackend(CUDABackend):
+    """CUDABackend, its float32 products in less than float32."""
+
+    def __init__(self, exact: CUDABackend, precision: str) -> None:
+        super().__init__(exact.device)
+        self.name, self.precision = f"cuda {precision}", precision
+        self.exact, self._products = exact, exact.device.products(precision)
+        self._gradient: Array = self.empty((1,), "float32")  # room for one dW at a time
+
+    def at(self, precision: str, dtype: Any) -> Backend:
+        return self.exact.at(precision, dtype)
+
+    def _multiply(
+        self, A: Array, B: Array, C: Array, *, A_transposed: bool = False, B_transposed: bool = False,
+        bias: Array | None = None, relu: bool = False,
+    ) -> bool:  # fmt: skip
+        """C = A B + bias, or relu of it.  False: that has to be done otherwise."""
+        product = self._products.plan(
+            A, B, C, A_transposed=A_transposed, B_transposed=B_transposed, bias=bias, relu=relu
+        )  # fmt: skip
+        if product is not None:
+            self._do(product, (A, B, C, bias))
+        return product is not None
+
+    def _dense_forward(self, X: Array, W: Array, b: Array, activation: str, A: Array, Z: Array | None) -> None:
+        fused = activation == "relu" and Z is None
+        target = A if Z is None else Z
+        if not self._multiply(X, W, target, bias=b, relu=fused):
+            super()._dense_forward(X, W, b, activation, A, Z)
+        elif not fused and not (target is A and activation == "identity"):
+            self._activate(target, activation, A)
+
+    def _hidden_delta(self, dZ: Array, W: Array, saved: Array, activation: str, dZ_below: Array) -> None:
+        if not self._multiply(dZ, W, dZ_below, B_transposed=True):
+            super()._hidden_delta(dZ, W, saved, activation, dZ_below)
+        elif activation != "identity":
+            job = new_record(
+                records.ACTIVATE, Z=self.address(saved), Z_row=saved.strides[0], rows=len(saved), columns=saved.shape[1],
+                A=self.address(dZ_below), A_row=dZ_below.strides[0],
+            )  # fmt: skip
+            self._launch("amplify", saved.dtype.name, (activation,), job, len(saved), saved, dZ_below)
+
+    def _weights_and_biases(
+        self, X: Array, dZ: Array, W: Array, b: Array, rule: str,
+        hyper: tuple[Array | None, Array | None], states: States,
+    ) -> None:  # fmt: skip
+        dW = W if rule == "store" else self._room_for_gradient(W)
+        if not self._multiply(X, dZ, dW, A_transposed=True):
+            super()._weights_and_biases(X, dZ, W, b, rule, hyper, states)
+            return
+        if rule != "store":
+            self._update(W, dW, rule, hyper[0], [pair[0] for pair in states])
+        sums = self._column_sum(dZ, b, hyper[1], [pair[1] for pair in states])
+        self._launch("column_sum", dZ.dtype.name, (rule,), sums, dZ.shape[1], dZ, b, hyper[1], states)
+
+    def _room_for_gradient(self, W: Array) -> Array:
+        if self._gradient.size < W.size:
+            self._gradient = self.empty((W.size,), W.dtype)
+        return self._gradient[: W.size].reshape(W.shape)

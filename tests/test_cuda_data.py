@@ -1,0 +1,443 @@
+"""What a caller sees of a GPU's memory: arrays that are there already, data larger than it, no room, steps in one launch.
+
+On the emulated device, whose arrays are as strict as CuPy's and whose memory has a limit.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bpgpu
+from bpgpu import cuda, training
+from bpgpu.cpu import CPUBackend
+from bpgpu.cuda import CUDABackend
+from tests.emulator import available
+from tests.emulator.gpu import GPU, GPUArray
+
+pytestmark = pytest.mark.skipif(available() is not None, reason=f"no emulator here: {available()}")
+CPU = CPUBackend(threads=1)
+
+
+@pytest.fixture
+def gpu() -> GPU:
+    return GPU()
+
+
+def on(gpu: GPU, array: Any) -> GPUArray:
+    """An array that another library has put there."""
+    return GPUArray(np.array(array))
+
+
+def trained(backend: Any, X: Any, y: Any, *, layers: Any = (6, 20, 3), batch: int = 16, **options: Any) -> tuple[Any, ...]:
+    how = {k: v for k, v in options.items() if k not in ("dropout", "reduction")}
+    options = {k: v for k, v in options.items() if k not in how}
+    how["optimizer"] = how["optimizer"]() if "optimizer" in how else bpgpu.SGD(0.1, 0.9)
+    net = bpgpu.MLP(layers, backend=backend, seed=5, **options)
+    history = net.fit(X, y, **{"epochs": 3, **how}, batch_size=batch)
+    return net.backend.to_numpy(net.theta).tobytes(), history.loss, history.validation_loss, history.validation_accuracy
+
+
+def examples(n: int = 70, i: int = 6) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((n, i), np.float32)
+    return X, (X[:, 0] > 0).astype(int) + (X[:, 1] > 0)
+
+
+# -- arrays that are on the GPU already ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("y_on_gpu", [True, False])
+@pytest.mark.parametrize("X_on_gpu", [True, False])
+def test_training_with_arrays_of_either_kind_gives_the_same_bits(gpu: GPU, X_on_gpu: bool, y_on_gpu: bool) -> None:
+    X, y = examples()
+    weight = np.random.default_rng(1).random(len(X))
+    expected = trained(CPU, X, y, sample_weight=weight, validation_data=(X, y))
+    X_, w_ = (on(gpu, X), on(gpu, weight)) if X_on_gpu else (X, weight)
+    y_ = on(gpu, y) if y_on_gpu else y
+    assert trained(CUDABackend(gpu), X_, y_, sample_weight=w_, validation_data=(X_, y_)) == expected
+
+
+def test_results_come_back_as_the_kind_that_went_in(gpu: GPU) -> None:
+    X, _ = examples(2100)  # three blocks
+    for loss, layers in (("cross_entropy", [6, 5, 3]), ("binary_cross_entropy", [6, 5, 1]), ("squared_error", [6, 5, 2])):
+        here, there = (bpgpu.MLP(layers, loss=loss, backend=b) for b in (CPU, CUDABackend(gpu)))
+        for name in ("outputs", "predict", *(["predict_proba"] if loss != "squared_error" else [])):
+            expected = getattr(here, name)(X)
+            from_host, from_gpu = getattr(there, name)(X), getattr(there, name)(on(gpu, X))
+            assert type(from_host) is np.ndarray and type(from_gpu) is GPUArray
+            assert expected.dtype == from_host.dtype == from_gpu.dtype
+            assert expected.tobytes() == from_host.tobytes() == from_gpu.get().tobytes()
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy", "squared_error"])
+def test_labels_and_targets_on_the_gpu(gpu: GPU, loss: str) -> None:
+    X, labels = examples()
+    for y in (labels, labels.astype(np.float32)[:, None], np.eye(3, dtype=np.float32)[labels]):
+        here, there = (bpgpu.MLP([6, 5, 3], loss=loss, backend=b) for b in (CPU, CUDABackend(gpu)))
+        assert here.evaluate(X, y) == there.evaluate(on(gpu, X), on(gpu, y)) == there.evaluate(X, on(gpu, y))
+        (one, gradient), (other, gradient_2) = here.gradient(X, y), there.gradient(on(gpu, X), on(gpu, y))
+        assert one == other and gradient.tobytes() == gradient_2.get().tobytes()
+        sgd = [bpgpu.SGD(0.1) for _ in range(2)]
+        assert here.train_step(X, y, sgd[0]) == there.train_step(on(gpu, X), on(gpu, y), sgd[1])
+
+
+def test_other_dtypes_and_layouts_on_the_gpu(gpu: GPU) -> None:
+    X, _ = examples()
+    here, there = (bpgpu.MLP([6, 5, 3], backend=b) for b in (CPU, CUDABackend(gpu)))
+    others = X.astype(np.float64), X.astype(np.float16), (X * 9).astype(np.int8), X > 0
+    for given in (*others, np.asfortranarray(X), X[::2, ::-1]):
+        device = GPUArray(given)
+        assert here.outputs(given).tobytes() == there.outputs(device).get().tobytes()
+
+
+def test_an_array_that_is_right_is_used_where_it_is(gpu: GPU) -> None:
+    X = on(gpu, examples()[0])
+    net = bpgpu.MLP([6, 5, 3], backend=CUDABackend(gpu))
+    assert gpu.address(net.forward(X).a[0]) == gpu.address(X)
+
+
+def bad(array: np.ndarray, index: Any, value: float) -> np.ndarray:
+    array = array.copy()
+    array[index] = value
+    return array
+
+
+X0, Y0 = examples()
+WRONG = {
+    "nan": (bad(X0, (3, 2), np.nan), Y0, None),
+    "infinity": (bad(X0, (69, 5), -np.inf), Y0, None),
+    "too large": (bad(X0.astype(np.float64), (1, 1), 1e300), Y0, None),
+    "columns": (X0[:, :5], Y0, None),
+    "1-D": (X0[0], Y0, None),
+    "no rows": (X0[:0], Y0, None),
+    "complex": (X0.astype(np.complex64), Y0, None),
+    "label too large": (X0, bad(Y0, 7, 3), None),
+    "label negative": (X0, bad(Y0, 8, -1), None),
+    "label no integer": (X0, bad(Y0.astype(float), 9, 0.5), None),
+    "labels too few": (X0, Y0[:-1], None),
+    "probabilities": (X0, np.full((70, 3), 0.4, np.float32), None),
+    "probability negative": (X0, bad(np.full((70, 3), 0.5, np.float32), (0, 0), -0.5), None),
+    "target nan": (X0, bad(np.full((70, 3), 0.5), (5, 1), np.nan), None),
+    "target columns": (X0, np.zeros((70, 4)), None),
+    "weight negative": (X0, Y0, bad(np.ones(70), 4, -1)),
+    "weights zero": (X0, Y0, np.zeros(70)),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_bad_arrays_on_the_gpu_are_refused_with_the_sentence_of_the_host(gpu: GPU, what: str) -> None:
+    """And found there: only single numbers come to the host."""
+    X, y, weight = WRONG[what]
+    said = []
+    for backend in (CPU, CUDABackend(gpu)):
+        net = bpgpu.MLP([6, 20, 3], backend=backend)
+        before, gpu.downloaded = net.backend.to_numpy(net.theta).copy(), 0
+        give = (lambda a: a) if backend is CPU else GPUArray
+        with pytest.raises((ValueError, TypeError)) as error:
+            net.fit(give(X), give(y), sample_weight=None if weight is None else give(weight))
+        said.append((type(error.value), str(error.value)))
+        assert gpu.downloaded <= (0 if weight is None else weight.nbytes)
+        assert net.backend.to_numpy(net.theta).tobytes() == before.tobytes()
+    assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "numpy"])
+def test_a_network_on_the_host_says_what_to_do_with_arrays_of_a_gpu(gpu: GPU, backend: str) -> None:
+    X, y = examples()
+    net = bpgpu.MLP([6, 5, 3], backend=backend)
+    device = on(gpu, X)
+    calls: list[Any] = [
+        *(lambda f=f: f(device) for f in (net.forward, net.predict, net.outputs, net.predict_proba)),
+        *(lambda f=f: f(device, y) for f in (net.fit, net.evaluate, net.gradient)),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match=r"^X is on a GPU, .*'(cpu|numpy)' .*X\.get\(\) or X\.cpu\(\).*backend='cuda'$"):
+            call()
+    with pytest.raises(TypeError, match=r"^y is on a GPU"):
+        net.fit(X, on(gpu, y))
+    with pytest.raises(TypeError, match=r"^sample_weight is on a GPU"):
+        net.fit(X, y, sample_weight=on(gpu, np.ones(len(X))))
+
+
+class Tensor:
+    """Memory of some library that speaks DLPack alone."""
+
+    def __init__(self, array: Any, device: int) -> None:
+        self.array, self.device = array, device
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.device, 0
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.array.__dlpack__(**options)
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        return np.asarray(self.array, dtype)
+
+
+def test_tensors_of_other_libraries(gpu: GPU) -> None:
+    """On the host they are arrays like others; on a GPU of which this backend has no array, one sentence."""
+    X, _ = examples()
+    there = bpgpu.MLP([6, 5, 3], backend=CUDABackend(gpu))
+    assert there.outputs(Tensor(X, 1)).tobytes() == there.outputs(X).tobytes()
+    for net in (there, bpgpu.MLP([6, 5, 3])):
+        with pytest.raises(TypeError, match=r"^X (cannot be used on this GPU: it is not|is on a GPU)"):
+            net.predict(Tensor(X, 2))
+
+
+def test_assigning_to_parameters(gpu: GPU) -> None:
+    net = bpgpu.MLP([6, 5, 3], backend=CUDABackend(gpu))
+    net.weights[0] = np.ones((6, 5))
+    net.biases[1] = on(gpu, np.full(3, 2, np.float32))
+    assert (net.weights[0].get() == 1).all() and (net.biases[1].get() == 2).all()
+    before = net.theta.get()
+    net.theta -= net.theta * 0.5
+    assert (net.theta.get() == before / 2).all()
+
+
+# -- data larger than the memory ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("y_on_gpu", [True, False])
+@pytest.mark.parametrize("targets", [True, False])
+@pytest.mark.parametrize("n", [1000, 992, 37])
+def test_data_that_do_not_fit_come_slab_by_slab_with_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, n: int, targets: bool, y_on_gpu: bool
+) -> None:
+    X, y = examples(n, 64)
+    y = np.eye(3, dtype=np.float32)[y] if targets else y
+    weight = np.random.default_rng(1).random(n)
+    how: dict[str, Any] = {"layers": (64, 10, 3), "sample_weight": weight, "validation_data": (X[: n // 5], y[: n // 5])}
+    how["batch"] = batch = 16 if n > 100 else 4
+    expected = trained(CPU, X, y, **how)
+    monkeypatch.setattr(training, "SLAB_BYTES", 3 * batch * X[0].nbytes)
+    device = GPU(limit=X.nbytes // 2 + 200_000 if n > 100 else 28_000)
+    epochs: list[Any] = []
+    first_fill = training.Epochs._fill
+    monkeypatch.setattr(training.Epochs, "_fill", lambda self, number: (epochs.append(self), first_fill(self, number)))
+    assert trained(CUDABackend(device), X, on(device, y) if y_on_gpu else y, **how) == expected
+    assert not epochs[0].resident and epochs[0].slab in (batch, 2 * batch)
+    assert device.peak <= device.limit
+
+
+def test_a_callback_ends_a_run_in_the_middle_of_a_slab(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "SLAB_BYTES", 64 * 1024)
+    monkeypatch.setattr(training, "SLICE_SECONDS", 1e9)
+    X, y = examples(2000, 64)
+    ends = []
+    for device in (GPU(limit=300_000), GPU()):
+        seen: list[int] = []
+        end = lambda p, seen=seen: seen.append(p.examples) or p.examples >= 80  # noqa: E731
+        ends.append((trained(CUDABackend(device), X, y, layers=(64, 10, 3), callbacks=end)[0], seen))
+    assert ends[0] == ends[1] and ends[0][1] == [16, 80]
+
+
+RULES: dict[str, dict[str, Any]] = {
+    "schedule": {"optimizer": lambda: bpgpu.SGD(lambda t: 0.2 / (1 + t), 0.9, nesterov=True)},
+    "adam": {"optimizer": lambda: bpgpu.Adam(0.01, weight_decay=0.01), "class_weight": [1, 2, 3]},
+    "penalties by weight": {"optimizer": lambda: bpgpu.AdamW(0.01, average_penalties=True), "class_weight": "balanced"},
+    "smoothed": {"optimizer": lambda: bpgpu.RMSprop(0.01), "label_smoothing": 0.1},
+}
+
+
+@pytest.mark.parametrize("on_the_gpu", [True, False])
+@pytest.mark.parametrize("rule", RULES)
+def test_streamed_data_meet_dropout_schedules_weights_and_checkpoints(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rule: str, on_the_gpu: bool
+) -> None:
+    """Slab by slab, interrupted in the middle of a slab and resumed: the bits of the CPU."""
+    X, y = examples(333, 64)
+    how = {**RULES[rule], "layers": (64, 12, 3), "batch": 16, "dropout": [0.2, 0.5]}
+    how["sample_weight"] = np.random.default_rng(1).random(len(X))
+    expected = trained(CPU, X, y, **how)
+    monkeypatch.setattr(training, "SLAB_BYTES", 3 * 16 * X[0].nbytes)
+    monkeypatch.setattr(training, "SLICE_SECONDS", 0.0)
+    resident: set[bool] = set()
+    fill = training.Epochs._fill
+    monkeypatch.setattr(training.Epochs, "_fill", lambda self, k: (resident.add(self.resident), fill(self, k)))
+
+    def device() -> CUDABackend:
+        return CUDABackend(GPU() if on_the_gpu else GPU(limit=X.nbytes // 2 + 45_000))
+
+    def run(**more: Any) -> tuple[Any, ...]:
+        b = device()
+        given = (on(b.device, X), on(b.device, y)) if on_the_gpu else (X, y)  # type: ignore[arg-type]
+        return trained(b, *given, **how, **more)
+
+    seen: list[int] = []
+
+    class Look(bpgpu.Callback):
+        saves = True
+
+        def on_batch_end(self, progress: bpgpu.Progress) -> bool:
+            seen.append(progress.examples)
+            if progress.epoch == 1 and progress.examples >= 80:
+                progress.save(tmp_path / "c")
+                return True
+            return False
+
+    run(callbacks=Look())
+    assert seen[-1] == 80 and seen[0] == 16
+    assert run(resume=tmp_path / "c") == expected
+    assert trained(CPU, X, y, resume=tmp_path / "c", **how) == expected
+    assert resident == {True} if on_the_gpu else resident == {True, False}
+
+
+@pytest.mark.parametrize("limit", [1 << 40, 60_000])
+def test_divergence_is_found_where_it_is(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "SLAB_BYTES", 1 << 13)
+    X, y = examples(300, 64)
+    X[np.random.default_rng(0).permutation(300)[:5]] *= 1e30
+    said = []
+    for backend in (CPU, CUDABackend(GPU(limit=limit))):
+        net = bpgpu.MLP([64, 12, 3], backend=backend, seed=5)
+        with pytest.raises(bpgpu.Diverged, match="first in the outputs of layer") as error:
+            net.fit(X, y, batch_size=16, optimizer=bpgpu.SGD(1e8))
+        said.append((str(error.value), net.backend.to_numpy(net.theta).tobytes()))
+    assert said[0] == said[1]
+
+
+def test_data_that_fit_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    fills: list[Any] = []
+    monkeypatch.setattr(CUDABackend, "buffer", lambda *a: fills.append(a))
+    trained(CUDABackend(GPU()), *examples())
+    assert not fills
+
+
+# -- no room ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_that_does_not_fit_names_one_that_does() -> None:
+    """In every call that computes on a whole batch; the network is as before, and the batch that is named does fit."""
+    X, y = examples(20_000, 64)
+    device = GPU(limit=1_000_000)
+    net = bpgpu.MLP([64, 32, 3], backend=CUDABackend(device), seed=5)
+    before, used = host(net), device.used
+    calls: list[Any] = [
+        lambda n: net.fit(X[:n], y[:n], batch_size=n, epochs=1),
+        lambda n: net.train_step(X[:n], y[:n], bpgpu.SGD(0.1)),
+        lambda n: net.gradient(X[:n], y[:n]),
+    ]
+    for call in calls:
+        with pytest.raises(MemoryError) as error:
+            call(20_000)
+        sentence = str(error.value)
+        assert sentence.startswith("a batch of 20000 needs ") and "of GPU memory and " in sentence and "are free" in sentence
+        assert host(net) == before and net.epochs_trained == 0
+        fits = int(sentence.split("a batch of ")[2].split()[0])
+        assert 200 < fits < 10_000
+        del error
+        call(fits)
+        net.theta = np.frombuffer(before, np.float32)
+        net.epochs_trained = 0
+        net._trainers.clear()
+        assert device.used == used
+    net.fit(X, y, batch_size=64, epochs=1)
+
+
+def host(net: bpgpu.MLP) -> bytes:
+    return net.backend.to_numpy(net.theta).tobytes()
+
+
+def test_a_network_that_does_not_fit() -> None:
+    backend = CUDABackend(GPU(limit=100_000))
+    with pytest.raises(MemoryError, match=r"^the GPU has 100 kB of memory free, and 4.04 MB more are needed$"):
+        bpgpu.MLP([1000, 1000, 10], backend=backend)
+    net = bpgpu.MLP([300, 60, 10], backend=backend)
+    for _ in range(2):  # the velocity; the second time it is missing still
+        with pytest.raises(MemoryError, match=r"25\.1 kB of memory free, and 74\.7 kB more"):
+            net.fit(np.zeros((10, 300)), np.zeros(10))
+    with pytest.raises(MemoryError, match="not one example would fit"):
+        net.fit(np.zeros((10, 300)), np.zeros(10), optimizer=bpgpu.SGD(0.1))
+
+
+def test_evaluation_and_prediction_need_room_for_a_block_alone() -> None:
+    X, y = examples(20_000, 64)
+    here, there = (bpgpu.MLP([64, 32, 3], backend=b, seed=5) for b in (CPU, CUDABackend(GPU(limit=1_000_000))))
+    assert here.evaluate(X, y) == there.evaluate(X, y)
+    assert here.predict_proba(X).tobytes() == there.predict_proba(X).tobytes()
+
+
+# -- steps in one launch ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", [0, 1, 15, 16, 17, 40])
+def test_a_launch_holds_several_steps(gpu: GPU, steps: int) -> None:
+    """As many graphs as there are sixteens, and one for each step that is left over; the same bits as step by step."""
+    numbers = np.arange(80, dtype=np.float32)
+    backend = CUDABackend(gpu)
+    source, order = backend.asarray(numbers), backend.asarray(np.arange(80)[::-1].copy())
+    row, totals = backend.empty((2,), np.float32), backend.asarray(np.zeros(40, np.float32))
+    with backend.capture() as program:
+        backend.gather(source, order, row)
+        backend.total(row, totals)
+    for first in (0, 40 - steps):
+        gpu.graphs = 0
+        backend.write(totals, np.zeros(40, np.float32))
+        program.run(first, steps)
+        assert gpu.graphs == steps // cuda.UNROLLED + steps % cuda.UNROLLED
+        expected = np.zeros(40, np.float32)
+        expected[first : first + steps] = numbers[::-1].reshape(40, 2).sum(axis=1)[first : first + steps]
+        assert (totals.get() == expected).all()
+
+
+def test_an_epoch_is_few_launches_and_still_reports(gpu: GPU, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "SLICE_SECONDS", 1e9)
+    X, y = examples(16 * 50)
+    seen: list[tuple[int, float]] = []
+    trained(CUDABackend(gpu), X, y, epochs=1, callbacks=lambda p: seen.append((p.examples, p.loss)))
+    assert gpu.graphs <= 20
+    assert [n for n, _ in seen][-1] == 800 and len(seen) >= 2 and all(np.isfinite(loss) for _, loss in seen)
+
+
+def test_ctrl_c_between_launches_leaves_a_network_that_trains_on(gpu: GPU) -> None:
+    X, y = examples(16 * 50)
+    net = bpgpu.MLP([6, 20, 3], backend=CUDABackend(gpu), seed=5)
+
+    def interrupt(progress: bpgpu.Progress) -> None:
+        if progress.examples > 100:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        net.fit(X, y, batch_size=16, callbacks=interrupt)
+    assert np.isfinite(net.theta.get()).all() and int(net.backend.step.get()[0]) == 0  # type: ignore[attr-defined]
+    assert len(net.fit(X, y, batch_size=16, epochs=2).loss) == 2
+
+
+# -- nothing is read or written beyond an array ----------------------------------------------------------------------------
+
+
+def test_address_and_undefined_behaviour_sanitizers() -> None:
+    """One training run with every operation under AddressSanitizer and UndefinedBehaviorSanitizer."""
+    from tests.emulator import sanitized_environment
+
+    environment = sanitized_environment()
+    if environment is None:
+        pytest.skip("this g++ has no sanitizers")
+    code = """
+import numpy as np, bpgpu
+from bpgpu.cuda import CUDABackend
+from tests.emulator.gpu import GPU
+rng = np.random.default_rng(0)
+for dtype in ("float32", "float64"):
+    device = GPU(sanitize=True)
+    net = bpgpu.MLP([37, 70, 21, 5], activation=["gelu", "tanh"], backend=CUDABackend(device), dtype=dtype, dropout=0.5)
+    X, y = rng.standard_normal((21, 37)), rng.integers(0, 5, 21)
+    net.gradient(X, y)
+    net.fit(X, y, epochs=1, batch_size=8, optimizer=bpgpu.Adam(0.1), validation_data=(X, y), sample_weight=rng.random(21))
+    net.predict_proba(X)
+print("clean")
+"""
+    root = Path(__file__).parent.parent
+    result = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment, "PYTHONPATH": str(root)}, cwd=root,
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert result.stdout.strip() == "clean", result.stderr[-3000:]

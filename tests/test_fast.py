@@ -1,0 +1,153 @@
+"""precision="tf32" and "bf16": errors within the bound that bpgpu/fast.py states, everything else as in "exact".
+
+On the emulated device, whose products round their operands and sum in float32, as tensor cores do, and on the GPU if there
+is one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bpgpu
+from bpgpu.cpu import CPUBackend
+from bpgpu.cuda import CUDABackend
+from bpgpu.kernels.names import RULES
+from tests.emulator.gpu import GPU
+
+CPU = CPUBackend(threads=1)
+CUT = {"tf32": 2.0**-10, "bf16": 2.0**-7}
+SHAPES = (1, 4, 8), (5, 700, 12), (33, 64, 20), (300, 9, 4)
+
+both = pytest.mark.parametrize("precision", CUT)
+
+
+def within_bound(C: Any, A: np.ndarray, B: np.ndarray, precision: str, plus: Any = 0) -> bool:
+    """The bound of the docstring; one more rounding for what is added after the product."""
+    e, K = CUT[precision], A.shape[1]
+    A, B = A.astype(float), B.astype(float)
+    size = np.abs(A) @ np.abs(B)
+    exact = A @ B + plus
+    return bool((abs(C.get() - exact) <= (2 * e + e * e + 2.0**-23 * K * (1 + e) ** 2) * size + 2.0**-23 * abs(exact)).all())
+
+
+def numbers(*shape: int) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).standard_normal(shape, np.float32)
+
+
+@both
+@pytest.mark.parametrize("shape", SHAPES)
+def test_products_are_within_the_bound(exact_cuda: CUDABackend, precision: str, shape: tuple[int, int, int]) -> None:
+    """And not exact: the fast path is what ran."""
+    b, (n, i, o) = exact_cuda.at(precision, "float32"), shape
+    X, W, bias, dZ = numbers(n, i), numbers(i, o), numbers(o), numbers(n, o)
+    on = [b.asarray(a) for a in (X, W, bias, dZ)]
+    device = exact_cuda.device
+    planned = device.planned if isinstance(device, GPU) else 0
+    A = b.dense_forward(*on[:3])
+    below = b.hidden_delta(on[3], on[1], b.asarray(np.zeros((n, i), np.float32)))
+    dW, db = b.dense_gradient(on[0], on[3])
+    assert within_bound(A, X, W, precision, bias)
+    assert within_bound(below, dZ, W.T, precision)
+    assert within_bound(dW, X.T, dZ, precision)
+    assert (db.get() == CPU.dense_gradient(X, dZ)[1]).all()
+    if isinstance(device, GPU):
+        assert device.planned == planned + 2 + (i % 4 == 0)
+        assert (A.get() != CPU.dense_forward(X, W, bias)).any()
+
+
+@both
+@pytest.mark.parametrize("activation", bpgpu.ACTIVATIONS)
+def test_activations_are_exact_after_the_product(exact_cuda: CUDABackend, precision: str, activation: str) -> None:
+    b = exact_cuda.at(precision, "float32")
+    X, W, bias = numbers(7, 24), numbers(24, 16), numbers(16)
+    on = [b.asarray(a) for a in (X, W, bias)]
+    Z = b.empty((7, 16), np.float32)
+    plain, with_z, without = b.dense_forward(*on), b.dense_forward(*on, activation, Z=Z), b.dense_forward(*on, activation)
+    expected = CPU.activate(plain.get(), activation)
+    assert (Z.get() == plain.get()).all() and (with_z.get() == expected).all() and (without.get() == expected).all()
+
+    saved = Z.get() if activation in ("gelu", "silu") else expected
+    V = numbers(16, 8)
+    delta, V_ = b.asarray(numbers(7, 8)), b.asarray(V)
+    product = b.hidden_delta(delta, V_, b.asarray(saved)).get()
+    gain = np.stack(
+        [CPU.hidden_delta(np.ones((1, 1), "f4"), np.ones((16, 1), "f4"), row[None], activation)[0] for row in saved]
+    )
+    assert (b.hidden_delta(delta, V_, b.asarray(saved), activation).get() == product * gain).all()
+
+
+@both
+@pytest.mark.parametrize("rule", RULES)
+def test_update_is_exact_after_the_product(exact_cuda: CUDABackend, precision: str, rule: str) -> None:
+    b = exact_cuda.at(precision, "float32")
+    X, dZ, W, bias = numbers(9, 20), numbers(9, 8), numbers(20, 8), numbers(8)
+    hyper = np.array([[0.1, 0.01, 0.02, 0.03, 0.9, 0.1, 0.8, 0.2, 0.1], [0.1, 0, 0, 0, 0.9, 0.1, 0.8, 0.2, 0.1]], np.float32)
+    dW, db = (g.get() for g in b.dense_gradient(b.asarray(X), b.asarray(dZ)))
+    here = [W.copy(), bias.copy()] + [abs(numbers(*a.shape)) for _ in RULES[rule] for a in (W, bias)]
+    there = [b.asarray(a) for a in here]
+    for k, gradient in enumerate((dW, db)):
+        states = [state.reshape(-1) for state in here[2 + k :: 2]]
+        CPU.update(here[k].reshape(-1), gradient.reshape(-1), rule, hyper[k], states)
+    pairs = list(zip(there[2::2], there[3::2], strict=True))
+    b.dense_update(b.asarray(X), b.asarray(dZ), there[0], there[1], rule, b.asarray(hyper), pairs)
+    assert all((mine == other.get()).all() for mine, other in zip(here, there, strict=True))
+
+
+@both
+def test_gradients_of_networks(exact_cuda: CUDABackend, precision: str) -> None:
+    """Of a whole network, against float64: an error of the size of the operands', and the exact mode's on the exact backend."""
+    X, y = numbers(64, 32), np.arange(64) % 8
+    wanted = bpgpu.MLP([32, 48, 48, 8], activation=["tanh", "gelu"], dtype="float64", seed=2)
+    net = bpgpu.MLP([32, 48, 48, 8], activation=["tanh", "gelu"], backend=exact_cuda, precision=precision, seed=2)
+    loss, gradient = wanted.gradient(X, y)
+    found, approximate = net.gradient(X, y)
+    error = np.linalg.norm(approximate.get() - gradient) / np.linalg.norm(gradient)
+    assert CUT[precision] / 1000 < error < 4 * CUT[precision]
+    assert abs(found - loss) < 4 * CUT[precision]
+
+
+@both
+@pytest.mark.parametrize("rule", ["momentum", "adam with dropout"])
+def test_training(exact_cuda: CUDABackend, precision: str, rule: str) -> None:
+    """Recorded and launched as graphs, with data slab by slab too, and the same bits either way."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((960, 64), np.float32)
+    y = (X[:, 0] > 0).astype(int) + (X[:, 1] > 0)
+    ends, adam = [], rule != "momentum"
+    devices = (
+        [exact_cuda] if not isinstance(exact_cuda.device, GPU) else [CUDABackend(GPU(limit=m)) for m in (1 << 30, 600_000)]
+    )
+    for backend in devices:
+        net = bpgpu.MLP([64, 20, 4], backend=backend, precision=precision, seed=1, dropout=0.1 * adam)
+        optimizer = bpgpu.Adam(0.02) if adam else bpgpu.SGD(0.1, 0.9)
+        history = net.fit(X, y, epochs=4, batch_size=32, optimizer=optimizer, validation_data=(X, y))
+        assert history.validation_accuracy[-1] > 0.9
+        ends.append(net.theta.get().tobytes())
+    assert ends[0] == ends[-1]
+
+
+def test_who_has_which_precision(exact_cuda: CUDABackend, tmp_path: Path) -> None:
+    for backend in ("cpu", "numpy"):
+        for precision in CUT:
+            with pytest.raises(ValueError, match=rf"^precision '{precision}' is for GPUs; the backend '{backend}' "):
+                bpgpu.MLP([4, 3], backend=backend, precision=precision)
+    with pytest.raises(ValueError, match="did you mean 'tf32'"):
+        bpgpu.MLP([4, 3], precision="tf23")
+    with pytest.raises(ValueError, match=r"^precision 'bf16' goes with dtype 'float32', not 'float64'$"):
+        bpgpu.MLP([4, 3], backend=exact_cuda, dtype="float64", precision="bf16")
+    net = bpgpu.MLP([4, 8, 4], backend=exact_cuda, precision="tf32")
+    assert (
+        "cuda tf32" in repr(net)
+        and net.backend is exact_cuda.at("tf32", "float32")
+        and net.backend.at("exact", "float32") is exact_cuda
+    )
+    net.save(tmp_path / "m")
+    loaded = [bpgpu.load(tmp_path / "m", backend=exact_cuda, precision=p) for p in ("exact", "tf32", "bf16")]
+    assert [n.backend.name for n in loaded] == ["cuda", "cuda tf32", "cuda bf16"]
+    bpgpu.MLP([4, 3], dtype="float64").save(tmp_path / "d")
+    with pytest.raises(ValueError, match=r"^precision 'tf32' goes with"):
+        bpgpu.load(tmp_path / "d", backend=exact_cuda, precision="tf32")
