@@ -23,11 +23,12 @@ from .initializers import Initializer
 from .kernels.names import ACTIVATIONS, LOSSES, SAVES_Z
 from .optim import Optimizer
 from .random import check_seed
+from .streams import as_rows
 
 if TYPE_CHECKING:
     from .callbacks import Callbacks
     from .fitting import History
-    from .training import Trainer
+    from .training import Trainer, Transform
 
 BLOCK = 1024  # rows that go through the network at a time in predict and evaluate; results do not depend on it
 _OUTPUTS = {"cross_entropy": "softmax", "binary_cross_entropy": "sigmoid"}
@@ -173,7 +174,7 @@ class MLP:
 
         ValueError, TypeError: X is not what it should be.  MemoryError: the GPU has no room for both passes of so many rows.
         """
-        X = self.matrix(X)
+        X = self.matrix(X)[:]
         kept = (
             sum(self.layers) + self.saved_z + sum(self.layers[1:]) + 2 * self.layers[-1] + 3
         )  # a, z, delta; z and y of the last
@@ -215,7 +216,7 @@ class MLP:
 
     def train_step(self, X: Any, y: Any, optimizer: Optimizer, *, sample_weight: Any = None) -> float:
         """One step of gradient descent on one batch; gives the loss before the step."""
-        X = self.matrix(X)
+        X = self.matrix(X)[:]
         y, weight = self.targets(y, len(X)), None
         if sample_weight is not None:
             weight = self.sample_weights(sample_weight, len(X))
@@ -225,7 +226,7 @@ class MLP:
     def fit(
         self,
         X: Any,
-        y: Any,
+        y: Any = None,
         *,
         epochs: int = 10,
         batch_size: int = 128,
@@ -238,6 +239,7 @@ class MLP:
         restore_best: bool = False,
         callbacks: Callbacks = None,
         resume: str | os.PathLike[str] | None = None,
+        transform: Transform | None = None,
     ) -> History:
         """Train for a number of epochs; see bpgpu.fitting.fit.  The default optimizer is SGD(0.05, momentum=0.9)."""
         from .fitting import fit
@@ -246,6 +248,7 @@ class MLP:
             self, X, y, epochs=epochs, batch_size=batch_size, optimizer=optimizer, validation_data=validation_data,
             sample_weight=sample_weight, class_weight=class_weight, label_smoothing=label_smoothing, shuffle=shuffle,
             restore_best=restore_best, callbacks=callbacks, resume=resume,
+            transform=transform,
         )  # fmt: skip
 
     def trainer(self, optimizer: Optimizer) -> Trainer:
@@ -328,8 +331,11 @@ class MLP:
     # -- the caller's arrays ---------------------------------------------------------------------------------------------
 
     def matrix(self, X: Any) -> Array:
-        """X (n, inputs) as a checked array of the network's dtype, on the host or on the GPU as it was given."""
-        return as_matrix(self.backend.adopt(X, "X"), dtype=self.dtype, width=self.layers[0])
+        """X (n, inputs), checked, of the network's dtype: an array on the host or on the GPU as it was given, or Rows of a
+        memory map or a sparse matrix."""
+        X = self.backend.adopt(X, "X")
+        rows = as_rows(X, dtype=self.dtype, width=self.layers[0])
+        return as_matrix(X, dtype=self.dtype, width=self.layers[0]) if rows is None else rows
 
     def targets(self, y: Any, n: int) -> Array:
         """y as the loss wants it: int64 labels (n,) for cross_entropy if they are labels, otherwise (n, outputs).

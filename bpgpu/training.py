@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from .backend import Array, Program
-from .checks import on_gpu
+from .checks import as_matrix, on_gpu
 from .kernels.names import HYPER, RULES, SAVES_Z
 from .mlp import BLOCK, MLP
 from .optim import Optimizer
+from .random import TRANSFORM, generator
+from .streams import Rows
+
+Transform = Callable[[Any, np.random.Generator], Any]  # of a batch X (n, inputs) to another of the same shape
 
 SLAB_BYTES = 1 << 26  # of a data set that is larger than the device should hold: what is copied there at a time
 SLICE_SECONDS = 0.1  # how long a replay may take before Python looks at Ctrl-C and reports progress
@@ -149,20 +154,21 @@ class Trainer:
 class Epochs:
     """The recorded steps of whole epochs over one data set: full batches, and the smaller one at the end if there is one.
 
-    X and y stay on the device, or come there slab by slab where they would not fit: the steps gather their batches from one
-    of two slabs while the other one is filled.  `slab` is the number of rows of a slab, all of them if the data stay; `spare`
-    bytes of memory are left for others.
+    X and y stay on the device, or come there slab by slab where they would not fit, are not in memory (streams.Rows), or are
+    transformed: the steps gather their batches from one of two slabs while a thread fills the other one.  `slab` is the
+    number of rows of a slab, all of them if the data stay; `spare` bytes of memory are left for others.
     """
 
     def __init__(
-        self, trainer: Trainer, X: Array, y: Array, weight: np.ndarray[Any, Any] | None, batch_size: int, spare: int = 0
-    ) -> None:
+        self, trainer: Trainer, X: Array, y: Array, weight: np.ndarray[Any, Any] | None, batch_size: int, spare: int = 0,
+        transform: Transform | None = None,
+    ) -> None:  # fmt: skip
         net, b = trainer.net, trainer.net.backend
         self.net, self.trainer, self.weight, self.n, self.batch = net, trainer, weight, len(X), min(batch_size, len(X))
         self.full, self.rest = divmod(self.n, self.batch)
         self.steps = self.full + (self.rest > 0)
-        self.slab = self._rows_of_slab(X, y, spare)
-        self.resident = self.slab == self.n
+        self.transform, self.key = transform, (0, 0)
+        self.resident, self.slab = self._room(X, y, spare)
         self.order = b.empty((self.n,), np.int64)
         self.losses = b.empty((self.steps,), net.dtype)
         self.scale = b.empty((self.n,), net.dtype)
@@ -170,7 +176,7 @@ class Epochs:
         if self.resident:
             self.sources = [(b.asarray(X), b.asarray(y))]
         else:
-            self.host = X, b.to_numpy(y)
+            self.host = b.to_numpy(X) if on_gpu(X) else X, b.to_numpy(y)
             self.slabs = [[b.buffer((self.slab, *part.shape[1:]), part.dtype) for part in self.host] for _ in range(2)]
             self.sources = [(X_slab.array, y_slab.array) for X_slab, y_slab in self.slabs]
             b.write(self.order, np.arange(self.n) % self.slab)  # in a slab the examples are in order
@@ -180,20 +186,21 @@ class Epochs:
         self.programs: list[list[Program]] = []  # of each kind, for each of the sources
         self._recorded = ("", False)
 
-    def _rows_of_slab(self, X: Array, y: Array, spare: int) -> int:
-        """How many rows of X and y are to be on the device at a time.  MemoryError: not even two batches have room."""
+    def _room(self, X: Array, y: Array, spare: int) -> tuple[bool, int]:
+        """Whether X and y stay on the device, and how many rows are there at a time.  MemoryError: not even two batches fit."""
         net, states = self.net, len(self.trainer.states)
         free, row = net.backend.free_bytes(), (X.nbytes + y.nbytes) // self.n
         each = Step.bytes_each(net, y.ndim == 1, self.weight is not None)
         # copies of theta and of what the rule keeps; order, losses and the like
         besides = spare + (3 + states) * net.theta.nbytes + self.n * (16 + net.dtype.itemsize)
         batches = (self.batch + self.rest) * each
-        if on_gpu(X) or besides + batches + self.n * row <= free:
+        stays = not isinstance(X, Rows) and self.transform is None
+        if stays and (on_gpu(X) or besides + batches + self.n * row <= free):
             net.check_room(self.batch + self.rest, each, besides)
-            return self.n
+            return True, self.n
         net.check_room(self.batch, 2 * (each + row), besides)
         room = min(SLAB_BYTES, (free - besides - batches) // 2)
-        return max(1, int(room // (self.batch * row))) * self.batch
+        return False, min(max(1, int(room // (self.batch * row))), self.steps) * self.batch
 
     def _record(self, varies: bool) -> None:
         """The programs of an epoch under the trainer's rule; numbers that vary are gathered like the examples."""
@@ -223,7 +230,7 @@ class Epochs:
         trainer.adopt(optimizer)
         if self._recorded != (trainer.rule, optimizer.varies):
             self._record(optimizer.varies)
-        self.order_on_host = order
+        self.order_on_host, self.key = order, (self.net.seed, TRANSFORM + self.net.epochs_trained)
         if self.resident:
             b.write(self.order, order)
         starts = range(0, self.n, self.batch)
@@ -244,19 +251,14 @@ class Epochs:
         them whose loss is not finite."""
         b, steps_a_call, steps_of_slab = self.net.backend, 1, -(-self.slab // self.batch)
         b.join()
-        self._fill(first // steps_of_slab)
-        for number in range(first // steps_of_slab, -(-last // steps_of_slab)):
-            b.join()
-            next_is_filled, end_of_slab = False, min((number + 1) * steps_of_slab, last)
+        for number in self._filled(first // steps_of_slab, -(-last // steps_of_slab)):
+            end_of_slab = min((number + 1) * steps_of_slab, last)
             while first < end_of_slab:
                 kind, begin, end = (0, 0, min(end_of_slab, self.full)) if first < self.full else (-1, self.full, end_of_slab)
                 count = min(steps_a_call, end - first)
                 self.trainer.aim(self.trainer.steps_taken - (first - begin))
                 begun = time.perf_counter()
                 self.programs[kind][number % len(self.sources)].run(first - begin, count)
-                if not next_is_filled:
-                    self._fill(number + 1)
-                    next_is_filled = True
                 first += count
                 self.trainer.steps_taken += count
                 bad = self.first_bad_step(first)  # waits for a device that works on its own
@@ -264,25 +266,64 @@ class Epochs:
                 steps_a_call = max(1, min(4 * steps_a_call, int(count * SLICE_SECONDS / max(seconds, 1e-9))))
                 yield first, bad
 
+    def _filled(self, first: int, last: int) -> Iterator[int]:
+        """The slabs first .. last - 1, each when it is on the device; while it is used, a thread fills the next one."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        b = self.net.backend
+        if self.resident:
+            yield from range(first, last)
+            return
+        with ThreadPoolExecutor(1, "bpgpu-data") as thread:
+            coming = thread.submit(self._fill, first)
+            for number in range(first, last):
+                coming.result()
+                b.join()
+                if number + 1 < last:
+                    coming = thread.submit(self._fill, number + 1)
+                yield number
+
     def _fill(self, number: int) -> None:
-        """Begin to bring slab `number` of the present order to the device, if there is one."""
-        if not self.resident:
-            rows = self.order_on_host[number * self.slab : (number + 1) * self.slab]
-            for buffer, source in zip(self.slabs[number % 2], self.host, strict=True):
-                if len(rows):
-                    buffer.fill(source, rows)
+        """Bring slab `number` of the present order to the device."""
+        start, end = number * self.slab, min((number + 1) * self.slab, self.n)
+        for buffer, read in zip(self.slabs[number % 2], (self._read_X, self._read_y), strict=True):
+            buffer.fill(end - start, partial(read, start))
+
+    def _read_X(self, start: int, out: np.ndarray[Any, Any]) -> None:
+        """The rows of X from place `start` of the present order on, where a batch begins, as the steps take them."""
+        X, order = self.host[0], self.order_on_host[start : start + len(out)]
+        if isinstance(X, Rows):
+            X.take(order, out)
+        else:
+            np.take(X, order, axis=0, out=out, mode="clip")  # mode "raise" would go through a copy
+        if self.transform is not None:
+            for begin in range(0, len(out), self.batch):
+                batch = out[begin : begin + self.batch]
+                batch[:] = self._transformed(batch, (start + begin) // self.batch)
+
+    def _transformed(self, batch: np.ndarray[Any, Any], step: int) -> np.ndarray[Any, Any]:
+        assert self.transform is not None
+        X = as_matrix(self.transform(batch, generator(*self.key, step)), dtype=batch.dtype, name="what transform gave")
+        if X.shape != batch.shape:
+            raise ValueError(f"transform made a batch of shape {batch.shape} one of {X.shape}; expected the same shape")
+        return X
+
+    def _read_y(self, start: int, out: np.ndarray[Any, Any]) -> None:
+        np.take(self.host[1], self.order_on_host[start : start + len(out)], axis=0, out=out, mode="clip")
 
     def inputs(self, step: int) -> Iterator[Array]:
         """The rows of X that a step of this epoch takes, on the device, some at a time."""
-        b, end = self.net.backend, min((step + 1) * self.batch, self.n)
-        for start in range(step * self.batch, end, BLOCK):
+        b, first, end = self.net.backend, step * self.batch, min((step + 1) * self.batch, self.n)
+        if not self.resident:
+            self._read_X(first, batch := np.empty((end - first, self.net.layers[0]), self.net.dtype))
+        for start in range(first, end, BLOCK):
             rows = self.order_on_host[start : min(start + BLOCK, end)]
             if self.resident:
                 X = self.sources[0][0]
                 b.gather(X, b.asarray(rows), block := b.empty((len(rows), X.shape[1]), X.dtype))
                 yield block
             else:
-                yield b.asarray(self.host[0][rows])
+                yield b.asarray(batch[start - first : start - first + len(rows)])
 
     def examples(self, steps: int) -> int:
         """How many examples the first steps of an epoch take."""
