@@ -5,22 +5,27 @@ net.fit(X, y, epochs=10, optimizer=bpgpu.SGD(0.05, momentum=0.9), validation_dat
 net.predict(X_new)
 """
 
-from . import schedules
+from . import plots, schedules
 from .backend import Backend, BackendUnavailable, backends, get_backend
 from .callbacks import AdaptiveRate, Callback, Checkpoint, EarlyStopping, Log, ProgressBar, TensorBoard
 from .data import Data, load_data, mnist10k
 from .export import from_torch_state_dict, to_numpy_function, to_onnx, to_torch_state_dict
 from .files import load
 from .fitting import Diverged, History, Progress
+from .health import Health
 from .kernels.names import ACTIVATIONS, LOSSES
+from .lbfgs import fit_lbfgs
 from .mlp import MLP, Backward, Passes
 from .optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
+from .per_example import ExampleNorms, NoiseScale
+from .reverse import Reverse, Reversed
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ACTIVATIONS", "LOSSES", "MLP", "SGD", "Adagrad", "Adam", "AdamW", "AdaptiveRate", "Backend", "BackendUnavailable",
-    "Backward", "Callback", "Checkpoint", "Data", "Diverged", "EarlyStopping", "History", "Log", "Optimizer", "Passes",
-    "Progress", "ProgressBar", "RMSprop", "TensorBoard", "backends", "from_torch_state_dict", "get_backend", "load",
-    "load_data", "mnist10k", "schedules", "to_numpy_function", "to_onnx", "to_torch_state_dict",
+    "Backward", "Callback", "Checkpoint", "Data", "Diverged", "EarlyStopping", "ExampleNorms", "Health", "History", "Log",
+    "NoiseScale", "Optimizer", "Passes", "Progress", "ProgressBar", "RMSprop", "Reverse", "Reversed", "TensorBoard",
+    "backends", "fit_lbfgs", "from_torch_state_dict", "get_backend", "load", "load_data", "mnist10k", "plots", "schedules",
+    "to_numpy_function", "to_onnx", "to_torch_state_dict",
 ]  # fmt: skip

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from .checks import nearest, on_gpu
-from .kernels.names import ACTIVATIONS, HYPER, LOSSES, RULES
+from .kernels.names import ACTIVATIONS, CHUNK, HYPER, LOSSES, RULES
 
 Array = Any  # a NumPy array on "cpu" and "numpy", a CuPy array on "cuda"
 
@@ -229,12 +229,19 @@ class Backend(ABC):
         self._hidden_delta(dZ, W, saved, activation, dZ_below)
         return dZ_below
 
-    def dense_gradient(self, X: Array, dZ: Array, *, dW: Array = None, db: Array = None) -> tuple[Array, Array]:
-        """The product of both passes:  dW = X^T dZ,  db = sum_n dZ.   X (n, i), dZ (n, o) give dW (i, o), db (o)."""
+    def dense_gradient(
+        self, X: Array, dZ: Array, *, dW: Array = None, db: Array = None, add: bool = False
+    ) -> tuple[Array, Array]:
+        """The product of both passes:  dW = X^T dZ,  db = sum_n dZ.   X (n, i), dZ (n, o) give dW (i, o), db (o).
+
+        With add they are added to what dW and db hold: so a batch may come in parts of 256 examples, to the same bits.
+        """
+        if add and (dW is None or db is None):
+            raise ValueError("dense_gradient with add=True needs dW and db to add to")
         s = sizes("X n i, dZ n o, =dW i o, =db o", X, dZ, dW, db)
         dW = self.empty((s["i"], s["o"]), X.dtype) if dW is None else dW
         db = self.empty((s["o"],), X.dtype) if db is None else db
-        self._dense_gradient(X, dZ, dW, db)
+        self._dense_gradient(X, dZ, dW, db, add)
         return dW, db
 
     def dense_update(
@@ -269,11 +276,12 @@ class Backend(ABC):
         _hyper(sizes(spec, parameter, gradient, hyper, *states))
         self._update(parameter, gradient, rule, hyper, states)
 
-    def dropout(self, A: Array, rate: float, key: Array, layer: int, *, target: Array = None) -> Array:
+    def dropout(self, A: Array, rate: float, key: Array, layer: int, *, first: int = 0, target: Array = None) -> Array:
         """Dropout:  target = A / (1 - rate) where the mask of (seed, layer, step) keeps an element, 0 elsewhere.
 
         A (n, u) gives target (n, u), which may be A; 0 < rate < 1; key int64 (2): the bits of the seed, and the number of the
-        first step, to which Program.run's is added.  The same call on a delta is the backward pass.
+        first step, to which Program.run's is added; first: the number of A's first element in the mask, a multiple of 8.  The
+        same call on a delta is the backward pass.
         """
         sizes("A n u, =target n u", A, target)
         if not 0 < rate < 1:
@@ -282,10 +290,35 @@ class Backend(ABC):
             raise ValueError(
                 f"dropout takes an int64 key (2) and a layer from 0 to 2^20 - 1, got {key.dtype} {key.shape}, {layer}"
             )
+        if first < 0 or first % 8:
+            raise ValueError(f"the mask's first element is {first!r}; expected a multiple of 8")
         check_layout("key", key, written=False)
         target = self.empty(A.shape, A.dtype) if target is None else target
-        self._dropout(A, float(rate), key, layer, target)
+        self._dropout(A, float(rate), key, layer, first, target)
         return target
+
+    def squares(self, numbers: Array, sums: Array) -> None:
+        """sums[c] = sum of numbers^2 over the 256 numbers of chunk c: numbers (p), sums (ceil(p / 256))."""
+        s = sizes("numbers p, =sums c", numbers, sums)
+        if s["c"] != -(-s["p"] // CHUNK):
+            raise ValueError(
+                f"sums has {s['c']} entries; expected {-(-s['p'] // CHUNK)}, one for each {CHUNK} of {s['p']} numbers"
+            )
+        self._squares(numbers, sums)
+
+    def clip(self, gradient: Array, limits: Array, total: Array) -> None:
+        """g <- g min(1, norm / |g|), then cut to [-value, value], in place: gradient (p), limits (2) = [norm, value].
+
+        total (steps): |g|^2 of each step, the total of its squares; step counted by Program.run (0 outside of one).
+        """
+        sizes("=gradient p, limits 2, total steps", gradient, limits, total)
+        self._limit(len(total))
+        self._clip(gradient, limits, total)
+
+    def max_norm(self, W: Array, limit: Array) -> None:
+        """Each column of W (i, o) that is longer than limit (1) is scaled to that length, in place."""
+        sizes("=W i o, limit 1", W, limit)
+        self._max_norm(W, limit)
 
     def gather(self, source: Array, order: Array, target: Array) -> None:
         """A batch:  target[k] = source[order[step * len(target) + k]],  step counted by Program.run (0 outside of one).
@@ -306,6 +339,28 @@ class Backend(ABC):
         self._limit(len(order) // len(target))
         self._gather(source, order, target)
 
+    def example_norms(self, X: Array, dZ: Array, *, norms: Array = None, add: bool = False) -> Array:
+        """|dC^n/dW|^2 + |dC^n/db|^2 = |x_n|^2 |dZ_n|^2 + |dZ_n|^2 of each example: X (n, i), dZ (n, o) give norms (n).
+
+        With `add` they are added to what is in norms, so that the layers of a network come together.
+        """
+        s = sizes("X n i, dZ n o, =norms n", X, dZ, norms)
+        if add and norms is None:
+            raise ValueError("add needs norms to add to; pass norms, or leave add out")
+        norms = self.empty((s["n"],), X.dtype) if norms is None else norms
+        self._example_norms(X, dZ, norms, add)
+        return norms
+
+    def clip_examples(self, dZ: Array, norms: Array, limit: Array, scale: Array) -> None:
+        """dZ_n = dZ_n min(1, limit scale_n / sqrt(norms_n)), in place: no example's gradient is longer than limit scale_n.
+
+        dZ (n, o), norms (n) as example_norms gives them, limit (1), scale (n) or (1).
+        """
+        s = sizes("=dZ n o, norms n, limit 1", dZ, norms, limit)
+        if scale.shape not in ((1,), (s["n"],)) or scale.dtype != dZ.dtype:
+            raise ValueError(f"scale has shape {scale.shape} and dtype {scale.dtype}; expected (1,) or (n,) of {dZ.dtype}")
+        self._clip_examples(dZ, norms, limit, scale)
+
     def total(self, numbers: Array, target: Array) -> None:
         """target[step] = sum of numbers (n), in the order of the numerics contract."""
         sizes("numbers n, =target steps", numbers, target)
@@ -325,15 +380,25 @@ class Backend(ABC):
     @abstractmethod
     def _hidden_delta(self, dZ: Array, W: Array, saved: Array, activation: str, dZ_below: Array) -> None: ...
     @abstractmethod
-    def _dense_gradient(self, X: Array, dZ: Array, dW: Array, db: Array) -> None: ...
+    def _dense_gradient(self, X: Array, dZ: Array, dW: Array, db: Array, add: bool) -> None: ...
     @abstractmethod
     def _dense_update(self, X: Array, dZ: Array, W: Array, b: Array, rule: str, hyper: Array, states: States) -> None: ...
     @abstractmethod
     def _update(self, parameter: Array, gradient: Array, rule: str, hyper: Array, states: Sequence[Array]) -> None: ...
     @abstractmethod
-    def _dropout(self, A: Array, rate: float, key: Array, layer: int, target: Array) -> None: ...
+    def _squares(self, numbers: Array, sums: Array) -> None: ...
+    @abstractmethod
+    def _clip(self, gradient: Array, limits: Array, total: Array) -> None: ...
+    @abstractmethod
+    def _max_norm(self, W: Array, limit: Array) -> None: ...
+    @abstractmethod
+    def _dropout(self, A: Array, rate: float, key: Array, layer: int, first: int, target: Array) -> None: ...
     @abstractmethod
     def _gather(self, source: Array, order: Array, target: Array) -> None: ...
+    @abstractmethod
+    def _example_norms(self, X: Array, dZ: Array, norms: Array, add: bool) -> None: ...
+    @abstractmethod
+    def _clip_examples(self, dZ: Array, norms: Array, limit: Array, scale: Array) -> None: ...
     @abstractmethod
     def _total(self, numbers: Array, target: Array) -> None: ...
 

@@ -18,8 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
-    "amount", "as_labels", "as_matrix", "as_numbers", "as_targets", "as_weights", "nearest", "on_gpu", "readable_bytes",
+    "amount", "as_labels", "as_matrix", "as_numbers", "as_targets", "as_weights", "check_memory", "nearest", "on_gpu",
+    "readable_bytes",
 ]  # fmt: skip
+
+MOST_BYTES = 4 << 30  # that an array for looking at may take
 
 _MEND = {  # dtype kind -> what it holds, how to make numbers of it
     "c": ("complex numbers", "pass the real and the imaginary parts as columns of their own"),
@@ -165,13 +168,20 @@ def as_weights(w: Any, *, n: int, dtype: npt.DTypeLike, name: str = "sample_weig
     return array
 
 
+def check_memory(wanted: int, what: str, instead: str) -> None:
+    """MemoryError, before any work: `what` would need `wanted` bytes, more than MOST_BYTES; `instead` mends it."""
+    if wanted > MOST_BYTES:
+        needed, most = readable_bytes(wanted), readable_bytes(MOST_BYTES)
+        raise MemoryError(f"{what} would need {needed}; at most {most} are allowed: {instead}")
+
+
 def readable_bytes(count: float) -> str:
     """A number of bytes, for people."""
-    for unit in ("bytes", "kB", "MB"):
+    for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
         count /= 1000
-    return f"{count:.3g} GB"
+    return f"{count:.3g} TB"
 
 
 def _column(array: np.ndarray, n: int, name: str) -> np.ndarray:

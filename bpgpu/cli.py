@@ -1,8 +1,9 @@
-"""The command line: bpgpu train, predict, export and info."""
+"""The command line: bpgpu train, predict, export, trace, check and info."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import sys
@@ -28,7 +29,8 @@ from .streams import Part, Rows
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; gives the exit status: 0, 2 for an error (one sentence on stderr), 130 after Ctrl-C."""
+    """Run one command; gives the exit status: 0, 1 for a failed check, 2 for an error (one sentence on stderr), 130 after
+    Ctrl-C."""
     options = _parser().parse_args(arguments)
     try:
         status = int(options.run(options))
@@ -101,6 +103,30 @@ def _parser() -> argparse.ArgumentParser:
         help="onnx; numpy: a Python file that needs NumPy alone; torch: a state_dict of nn.Sequential, as safetensors",
     )  # fmt: skip
 
+    trace = commands.add_parser(
+        "trace",
+        help="see both passes of one example",
+        description="Print z, a, f'(z) and delta of one example in a saved network, with the largest dC/dw of its first layer "
+        "unfolded; or write a page that steps through both passes. Of a data set with a test part, the test part.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    trace.set_defaults(run=_trace)
+    trace.add_argument("model", metavar="MODEL", nargs="?", default="bpgpu-model.safetensors", help="as train has saved it")
+    trace.add_argument("--data", help="directory or file, as for train (default: a part of MNIST)")
+    trace.add_argument("--target", help="name or number of the target column of a CSV file")
+    trace.add_argument("--example", type=int, default=0, metavar="N", help="which one, counted from 0")
+    trace.add_argument("--html", metavar="FILE", help="write a page instead: one file that needs no network")
+    trace.add_argument("--backend", default="cpu", help="cpu, cuda, auto or numpy")
+
+    check = commands.add_parser(
+        "check",
+        help="check that gradients are right, and bits the same, on this machine",
+        description="A certificate of this machine: true gradients, the same bits for any number of threads, in every run and "
+        "on CPU and GPU, as a table. The exit status is 0 if everything holds that can be checked here, 1 if not.",
+    )
+    check.set_defaults(run=_check)
+    check.add_argument("--json", action="store_true", help="print JSON, for a bug report")
+
     info = commands.add_parser("info", help="what bpgpu finds on this machine")
     info.set_defaults(run=_info)
     return parser
@@ -133,7 +159,7 @@ def _train(options: argparse.Namespace) -> int:
     if data.y is None:
         raise ValueError(f"{data.name} has no labels to train on")
     net = _network(options, data)
-    (X, y), validation, test = _parts(data, net.matrix(data.X), options.validation, options.seed)
+    (X, y), validation, test = _parts(data, net.rows(data.X), options.validation, options.seed)
     optimizer = SGD(options.learning_rate, options.momentum, weight_decay=options.weight_decay)
     print(f"{data.name}: {len(X):,} examples to train on, {len(validation[0]):,} to validate, {len(test[0]):,} to test")
     print(net)
@@ -256,6 +282,42 @@ def _export(options: argparse.Namespace) -> int:
     write_whole(options.output, content)
     print(f"saved {options.output}")
     return 0
+
+
+# -- trace ---------------------------------------------------------------------------------------------------------------
+
+
+def _trace(options: argparse.Namespace) -> int:
+    if options.html:
+        _check_writable("--html", options.html)
+    if not Path(options.model).exists():
+        raise FileNotFoundError(f"there is no model {options.model}; train one first: bpgpu train")
+    net = load(options.model, backend=options.backend)
+    data = load_data(options.data, target=options.target) if options.data else mnist10k()
+    X, y = (data.X, data.y) if data.X_test is None else (data.X_test, data.y_test)
+    if y is None:
+        raise ValueError(f"{data.name} has no labels to trace the loss of")
+    if not 0 <= options.example < len(X):
+        raise ValueError(f"--example is {options.example}; expected 0 to {len(X) - 1}")
+    trace = net.trace(X[options.example], y[options.example])
+    if options.html:
+        trace.to_html(options.html)
+        print(f"saved {options.html}")
+        return 0
+    i, o = np.unravel_index(int(np.abs(trace.dW[0]).argmax()), trace.dW[0].shape)
+    print(f"{trace}\n\n{trace.explain(0, int(i), int(o))}")
+    return 0
+
+
+# -- check ---------------------------------------------------------------------------------------------------------------
+
+
+def _check(options: argparse.Namespace) -> int:
+    from .certificate import as_dict, certify, report
+
+    checks = certify()
+    print(json.dumps(as_dict(checks), indent=2) if options.json else report(checks))
+    return int(any(check.passed is False for check in checks))
 
 
 # -- info ----------------------------------------------------------------------------------------------------------------

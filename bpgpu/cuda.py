@@ -23,13 +23,14 @@ from .kernels.machine import CHUNK
 from .launching import KernelBackend, Record, new_record
 from .tiles import Tile, plan
 
-THREADS = {
-    "update": 256, "column_sum": 128, "gather": 128, "dropout": 128, "activate": 32, "amplify": 128, "output_delta": 32,
-    "total": 32,
+STRIDED = {"update": 256, "dropout": 128, "squares": 128, "clip": 256}  # threads of kernels that go over arrays in strides
+THREADS = STRIDED | {
+    "column_sum": 128, "max_norm": 128, "gather": 128, "activate": 32, "amplify": 128, "output_delta": 32, "total": 32,
+    "example_norms": 32, "clip_examples": 128,
 }  # fmt: skip
+MOST_BLOCKS = 4096  # of those that go in strides
 WIDE_ROW = 256  # columns, from which on as many threads share a row
 OPTIONS = ("--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true")  # exact means exact
-MOST_BLOCKS = 4096  # of an update, which goes over its array in strides
 UNROLLED = 16  # steps that one graph launch holds; what is left over goes step by step
 COLUMNS = 32  # that a block of column_sum.cuh sums
 LONGEST_ROW = 1 << 25  # bytes: inside a tile, kernels/product.cuh counts in 32 bits
@@ -227,9 +228,10 @@ class CUDABackend(KernelBackend):
         threads = THREADS[name]
         if name in ("activate", "output_delta") and int(job["columns"]) > WIDE_ROW:
             threads = WIDE_ROW
-        strided, columns = min(-(-items // threads), MOST_BLOCKS), -(-items // COLUMNS)
-        blocks = {"update": strided, "dropout": strided, "column_sum": columns}.get(name, items)
-        arguments = (job, self.step_record) if name in ("gather", "dropout", "total") else (job,)
+        of_block = {"column_sum": COLUMNS, "max_norm": threads}.get(name, threads if name in STRIDED else 1)
+        blocks = -(-items // of_block)
+        arguments = (job, self.step_record) if name in ("gather", "dropout", "clip", "total") else (job,)
+        blocks = min(blocks, MOST_BLOCKS) if name in STRIDED else blocks
         self._issue(self.function(name, dtype, options, THREADS=threads), (blocks, 1, 1), threads, arguments, alive)
 
     def _launch_product(self, name: str, dtype: str, option: str, product: Record, job: Record, *alive: Any) -> None:

@@ -8,31 +8,37 @@ import time
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .backend import Array, Backend
 from .callbacks import Best, Callback, Callbacks, as_callbacks
 from .checks import as_weights
+from .health import Health, Observer
+from .kernels.names import CHUNK
 from .labels import class_weights, smoothed
+from .mlp import MLP
 from .optim import SGD, Optimizer
+from .per_example import BLOCK, check_limit
 from .random import SHUFFLE, permutation
 from .streams import Rows, gathered
 from .training import Epochs, Trainer, Transform
 
-if TYPE_CHECKING:
-    from .mlp import MLP
-
 
 @dataclass
 class History:
-    """What happened, one entry an epoch: mean loss of the batches, validation loss and accuracy, seconds of training."""
+    """What happened, one entry an epoch: mean loss of the batches, validation loss and accuracy, seconds of training.
+
+    health has an entry now and then (bpgpu/health.py), notes a sentence for each kind of trouble that was seen.
+    """
 
     loss: list[float] = field(default_factory=list)
     validation_loss: list[float] = field(default_factory=list)
     validation_accuracy: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    health: list[Health] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)
     best_epoch: int | None = None  # counted from 0; None before the first epoch has ended
 
 
@@ -68,8 +74,10 @@ class Run:
         self.history, self.epoch, self.steps, self.stopped = History(), 0, 0, False  # steps of this epoch that are done
         self.seconds = 0.0  # that they took
         self.good = net.backend.copy(net.theta)  # weights that have given a finite loss, or the first ones
-        self.start = self.good  # weights before this epoch, and what the rule kept then
+        self.start = self.good  # weights where the steps of this process begin in this epoch, and what the rule kept then
         self.start_states: dict[str, Array] = {}
+        self.before = self.good  # weights before this epoch
+        self.observer = Observer(net, data)
 
     def go(self) -> History:
         try:
@@ -96,6 +104,8 @@ class Run:
         order = permutation(net.seed, SHUFFLE + net.epochs_trained, data.n) if self.shuffle else np.arange(data.n)
         data.begin(self.optimizer, order, self.steps)
         self.remember()
+        if self.steps == 0:
+            self.before = self.start
         first = self.steps
         begun = time.perf_counter() - self.seconds
         for steps, bad in data.run(first, data.steps):
@@ -113,6 +123,7 @@ class Run:
         net.epochs_trained += 1
         history.loss.append(data.mean_loss(data.steps))
         history.seconds.append(self.seconds)
+        self.observer.look(self.before, history)
         if self.validation is not None:
             loss, accuracy = net.evaluate(*self.validation)
             history.validation_loss.append(loss)
@@ -156,7 +167,9 @@ class Run:
     def bad_layer(self, step: int | None) -> str:
         """The first layer with weights, or outputs for the examples of a step, that are not finite."""
         net, found = self.net, []
-        for X in [None] if step is None else self.data.inputs(step):
+        first, end = (0, 1) if step is None else (step * self.data.batch, self.data.examples(step + 1))
+        for start in range(first, end, BLOCK):
+            X = None if step is None else self.data.rows(start, min(start + BLOCK, end))[0]
             for l, (W, bias) in enumerate(zip(net.weights, net.biases, strict=True)):
                 if X is not None:
                     X = net.backend.dense_forward(X, W, bias, (*net.activations, "identity")[l])
@@ -195,6 +208,8 @@ class Run:
         }  # fmt: skip
         if ended:
             del tensors["losses"]
+        elif self.observer.due(self.epoch, self.history):
+            tensors["before"] = self.before
         save(
             self.net, path, {f"run.{name}": np.ascontiguousarray(b.to_numpy(value)) for name, value in tensors.items()}, header
         )
@@ -218,11 +233,14 @@ class Run:
         trainer.steps_taken, net.epochs_trained = header["steps_taken"], saved.epochs_trained
         self.epoch, self.steps, self.seconds = header["epoch"], header["steps"], header["seconds"]
         self.history = History(**header["history"])
+        self.history.health = [Health(**seen) for seen in header["history"]["health"]]
         if self.steps:
             losses = b.to_numpy(self.data.losses).copy()
             losses[: self.steps] = tensors["losses"]
             b.write(self.data.losses, losses)
         self.good, self.stopped = b.copy(net.theta), header["stopped"]
+        if "before" in tensors:
+            self.before = b.asarray(tensors["before"])
         for i, (callback, state) in enumerate(zip(self.callbacks, header["callbacks"], strict=False)):
             prefix = f"callback.{i}."
             arrays = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
@@ -236,6 +254,7 @@ def fit(
     *,
     epochs: int,
     batch_size: int,
+    micro_batch: int | None,
     optimizer: Optimizer | None,
     validation_data: tuple[Any, Any] | None,
     sample_weight: Any,
@@ -243,12 +262,15 @@ def fit(
     label_smoothing: float,
     shuffle: bool,
     restore_best: bool,
+    clip_per_example: float | None,
     callbacks: Callbacks,
     resume: str | os.PathLike[str] | None,
     transform: Transform | None,
 ) -> History:
     """Train `net` on X (n, inputs) and y for `epochs` epochs of batches of `batch_size` (the last one may be smaller).
 
+    micro_batch      how many examples go through the network at a time, a multiple of 256: for batches that do not fit in
+                     memory; the result does not depend on it, to the bit
     validation_data  (X, y): loss and accuracy on it after each epoch
     sample_weight    (n,), none negative
     class_weight     {label: weight}, a weight for each class, or "balanced": the weight of an example is multiplied by it
@@ -257,6 +279,8 @@ def fit(
     restore_best     leave the weights of the best epoch (by validation accuracy, else validation loss, else loss), also
                      when Ctrl-C or an error ends the training; without it those of the last step (an EarlyStopping among
                      the callbacks decides instead)
+    clip_per_example  dC^n/dtheta of every example (with dropout: of the network that is left) is made no longer than this
+                     before they are added up
     callbacks        one or a list of bpgpu.callbacks.Callback, or of functions of one Progress, called some times a second and
                      after each epoch; True ends the training
     resume           a checkpoint (bpgpu.Checkpoint) of a run with the same network, data and arguments: goes on from there, to
@@ -278,11 +302,13 @@ def fit(
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
         if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} is {value!r}; expected a positive integer")
+    if micro_batch is not None and (not isinstance(micro_batch, (int, np.integer)) or micro_batch < 1 or micro_batch % CHUNK):
+        raise ValueError(f"micro_batch is {micro_batch!r}; expected a multiple of {CHUNK}, or None")
     if y is None:
         if not isinstance(X, Iterable) or hasattr(X, "shape"):
             raise TypeError(f"y is missing; X alone must be an iterable of batches (X, y), not a {type(X).__name__}")
         X, y = gathered(X, dtype=net.dtype, width=net.layers[0])
-    X = net.matrix(X)
+    X = net.rows(X)
     targets = net.targets(y, len(X))
     weight = None if sample_weight is None else net.sample_weights(sample_weight, len(X))
     if class_weight is not None:
@@ -293,13 +319,15 @@ def fit(
     told = sorted(as_callbacks(callbacks), key=lambda callback: callback.saves)  # what is saved has seen everything
     if not any(isinstance(callback, Best) for callback in told):
         told.insert(0, Best(restore=restore_best))
-    spare = 0
+    spare = Observer.room(net, len(X))
     if validation_data is not None:
         if not isinstance(validation_data, (tuple, list)) or len(validation_data) != 2:
             raise TypeError("validation_data must be a pair (X, y)")
-        spare = net.evaluation_bytes(len(net.targets(validation_data[1], len(net.matrix(validation_data[0])))))
+        n = len(net.targets(validation_data[1], len(net.rows(validation_data[0]))))
+        spare = max(spare, net.evaluation_bytes(n))
     optimizer = optimizer or SGD(0.05, momentum=0.9)
     trainer = net.trainer(optimizer)
+    trainer.clip = check_limit(clip_per_example)
     trainer.adopt(optimizer)
     if optimizer.varies:
         spare += -(-len(X) // int(batch_size)) * trainer.hyper.nbytes
@@ -308,12 +336,12 @@ def fit(
         identity = {
             "layers": list(net.layers), "activations": list(net.activations), "loss": net.loss, "dtype": net.dtype.name,
             "output_activation": net.output_activation, "reduction": net.reduction, "precision": net.backend.precision,
-            "seed": net.seed,
+            "seed": net.seed, "clip_per_example": trainer.clip,
             "dropout": list(net.dropout), "optimizer": type(optimizer).__name__, "batch_size": int(batch_size),
             "shuffle": bool(shuffle), "transform": transform is not None, "examples": len(X),
             "data": [None if array is None else _checksum(net.backend, array) for array in (X, targets, weight)],
         }  # fmt: skip
-    data = Epochs(trainer, X, targets, weight, int(batch_size), spare, transform)
+    data = Epochs(trainer, X, targets, weight, int(batch_size), micro_batch, spare, transform)
     run = Run(
         net, data, optimizer, trainer, int(epochs), shuffle=shuffle, validation=validation_data,
         callbacks=told, identity=identity,

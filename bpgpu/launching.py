@@ -69,8 +69,8 @@ class KernelBackend(Backend):
         product = self._product(W, dZ, B_transposed=True)
         self._launch_product("hidden_delta", W.dtype.name, activation, product, job, W, dZ, saved, dZ_below)
 
-    def _dense_gradient(self, X: Array, dZ: Array, dW: Array, db: Array) -> None:
-        self._weights_and_biases(X, dZ, dW, db, "store", (None, None), ())
+    def _dense_gradient(self, X: Array, dZ: Array, dW: Array, db: Array, add: bool) -> None:
+        self._weights_and_biases(X, dZ, dW, db, "add" if add else "store", (None, None), ())
 
     def _dense_update(self, X: Array, dZ: Array, W: Array, b: Array, rule: str, hyper: Array, states: States) -> None:
         self._weights_and_biases(X, dZ, W, b, rule, (hyper[0], hyper[1]), states)
@@ -120,9 +120,27 @@ class KernelBackend(Backend):
         options = loss, activation, "labels" if y.ndim == 1 else "targets"
         self._launch("output_delta", Z.dtype.name, options, job, len(Z), Z, y, scale, dZ, losses)
 
-    def _dropout(self, A: Array, rate: float, key: Array, layer: int, target: Array) -> None:
+    def _squares(self, numbers: Array, sums: Array) -> None:
+        job = new_record(records.SQUARES, numbers=self.address(numbers), length=len(numbers), sums=self.address(sums))
+        self._launch("squares", numbers.dtype.name, (), job, len(sums), numbers, sums)
+
+    def _clip(self, gradient: Array, limits: Array, total: Array) -> None:
         job = new_record(
-            records.DROPOUT, source=self.address(A), target=self.address(target), length=A.size, key=self.address(key),
+            records.CLIP, gradient=self.address(gradient), length=len(gradient), total=self.address(total),
+            limits=self.address(limits),
+        )  # fmt: skip
+        self._launch("clip", gradient.dtype.name, (), job, len(gradient), gradient, limits, total)
+
+    def _max_norm(self, W: Array, limit: Array) -> None:
+        job = new_record(
+            records.MAX_NORM, W=self.address(W), W_row=W.strides[0], rows=len(W), columns=W.shape[1], limit=self.address(limit)
+        )
+        self._launch("max_norm", W.dtype.name, (), job, W.shape[1], W, limit)
+
+    def _dropout(self, A: Array, rate: float, key: Array, layer: int, first: int, target: Array) -> None:
+        job = new_record(
+            records.DROPOUT, source=self.address(A), target=self.address(target), length=A.size,
+            key=self.address(key), block=first // 8,
             stream=DROPOUT + (layer << 40), threshold=threshold(rate), scale=np.float64(1 / (1 - rate)).view(np.int64),
         )  # fmt: skip
         self._launch("dropout", A.dtype.name, (), job, -(-A.size // 8), A, key, target)
@@ -133,6 +151,21 @@ class KernelBackend(Backend):
             order=self.address(order), rows=len(target), target=self.address(target),
         )  # fmt: skip
         self._launch("gather", None, (), job, len(target), source, order, target)
+
+    def _example_norms(self, X: Array, dZ: Array, norms: Array, add: bool) -> None:
+        job = new_record(
+            records.EXAMPLE_NORMS, X=self.address(X), X_row=X.strides[0], X_columns=X.shape[1], dZ=self.address(dZ),
+            dZ_row=dZ.strides[0], dZ_columns=dZ.shape[1], rows=len(X), add=add, norms=self.address(norms),
+        )  # fmt: skip
+        self._launch("example_norms", X.dtype.name, (), job, len(X), X, dZ, norms)
+
+    def _clip_examples(self, dZ: Array, norms: Array, limit: Array, scale: Array) -> None:
+        job = new_record(
+            records.CLIP_EXAMPLES, dZ=self.address(dZ), dZ_row=dZ.strides[0], rows=len(dZ), columns=dZ.shape[1],
+            norms=self.address(norms), limit=self.address(limit), scale=self.address(scale),
+            scale_step=0 if len(scale) == 1 else scale.strides[0],
+        )  # fmt: skip
+        self._launch("clip_examples", dZ.dtype.name, (), job, len(dZ), dZ, norms, limit, scale)
 
     def _total(self, numbers: Array, target: Array) -> None:
         job = new_record(

@@ -16,21 +16,23 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from . import initializers
+from . import initializers, per_example
 from .backend import DTYPES, Array, Backend, check_pair, get_backend
 from .checks import amount, as_labels, as_matrix, as_numbers, as_targets, as_weights, nearest, on_gpu, readable_bytes
 from .initializers import Initializer
 from .kernels.names import ACTIVATIONS, LOSSES, SAVES_Z
 from .optim import Optimizer
+from .per_example import BLOCK, ExampleNorms, NoiseScale, check_limit, clip
 from .random import check_seed
-from .streams import as_rows
+from .reverse import Reverse
+from .streams import Rows, as_rows
 
 if TYPE_CHECKING:
     from .callbacks import Callbacks
     from .fitting import History
+    from .trace import Trace
     from .training import Trainer, Transform
 
-BLOCK = 1024  # rows that go through the network at a time in predict and evaluate; results do not depend on it
 _OUTPUTS = {"cross_entropy": "softmax", "binary_cross_entropy": "sigmoid"}
 
 
@@ -55,6 +57,7 @@ class Backward:
     """What the backward pass gives: the loss, delta[l] = dL/dz(l) (n, units), and the gradient, laid out as theta."""
 
     loss: float
+    losses: Array  # (n,) of which the loss is the sum: C^n times 1/n, 1 or the example's weight
     delta: list[Array]
     gradient: Array
     dW: list[Array]
@@ -174,12 +177,12 @@ class MLP:
 
         ValueError, TypeError: X is not what it should be.  MemoryError: the GPU has no room for both passes of so many rows.
         """
-        X = self.matrix(X)[:]
-        kept = (
-            sum(self.layers) + self.saved_z + sum(self.layers[1:]) + 2 * self.layers[-1] + 3
-        )  # a, z, delta; z and y of the last
-        self.check_room(len(X), self.dtype.itemsize * kept, self.theta.nbytes)
-        a, saved = [self.backend.asarray(X)], []
+        X = self.matrix(X)
+        self.check_room(len(X), self.passes_bytes, self.theta.nbytes)
+        return self._passes(self.backend.asarray(X))
+
+    def _passes(self, X: Array) -> Passes:
+        a, saved = [X], []
         for l, activation in enumerate(self.activations):
             Z = self.backend.empty((len(a[0]), self.layers[l + 1]), self.dtype) if activation in SAVES_Z else None
             a.append(self.backend.dense_forward(a[l], self.weights[l], self.biases[l], activation, Z=Z))
@@ -188,40 +191,87 @@ class MLP:
         a.append(self.backend.activate(saved[-1], self.output_activation))
         return Passes(self, a, saved)
 
-    def backward(self, passes: Passes, y: Any, *, sample_weight: Any = None) -> Backward:
+    def backward(self, passes: Passes, y: Any, *, sample_weight: Any = None, clip_per_example: float | None = None) -> Backward:
         """The backward pass: from the loss against y through the network run in reverse.
 
-        y: labels (n,), or targets (n, outputs); sample_weight (n,) or None.
+        y: labels (n,), or targets (n, outputs); sample_weight (n,) or None.  clip_per_example: dC^n/dtheta of every
+        example, by itself, is made no longer than this (delta then is the clipped one; the loss is what it was).
         """
+        limit = check_limit(clip_per_example)
         b, n = self.backend, len(passes.a[0])
         scale = b.asarray(self.scale(n, sample_weight))
         delta, losses = b.output_delta(
             passes.saved[-1], b.asarray(self.targets(y, n)), self.loss, self.output_activation, scale=scale
         )
-        deltas = [delta]
-        for l in range(len(self.weights) - 1, 0, -1):
-            deltas.insert(0, b.hidden_delta(deltas[0], self.weights[l], passes.saved[l - 1], self.activations[l - 1]))
+        deltas = self.reverse(passes).deltas(delta)
+        if limit is not None:
+            clip(b, passes.a[:-1], deltas, b.asarray(np.full(1, limit, self.dtype)), scale)
         gradient = b.empty(self.theta.shape, self.dtype)
         dW, db = self.views(gradient)
         for l, delta in enumerate(deltas):
             b.dense_gradient(passes.a[l], delta, dW=dW[l], db=db[l])
-        return Backward(self._sum(losses), deltas, gradient, dW, db)
+        return Backward(self._sum(losses), losses, deltas, gradient, dW, db)
 
-    def gradient(self, X: Any, y: Any, *, sample_weight: Any = None) -> tuple[float, Array]:
-        """(loss, gradient): L and dL/dtheta, the gradient laid out as theta."""
-        back = self.backward(self.forward(X), y, sample_weight=sample_weight)
+    def reverse(self, passes: Passes) -> Reverse:
+        """The network in reverse, its gains f'(z) fixed by a forward pass: rev(dC/dy) gives every delta and dC/dx."""
+        return Reverse(passes)
+
+    def gradient(
+        self, X: Any, y: Any, *, sample_weight: Any = None, clip_per_example: float | None = None
+    ) -> tuple[float, Array]:
+        """(loss, gradient): L and dL/dtheta, the gradient laid out as theta; the arguments are those of backward."""
+        back = self.backward(self.forward(X), y, sample_weight=sample_weight, clip_per_example=clip_per_example)
         return back.loss, back.gradient
+
+    def trace(self, x: Any, y: Any) -> Trace:
+        """Everything both passes compute of one example x (inputs) or a batch (n, inputs), on the host; print it.
+
+        MemoryError: more than fits; ValueError, TypeError: x or y is not what it should be.
+        """
+        from .trace import trace
+
+        return trace(self, x, y)
+
+    # -- gradients of single examples (bpgpu/per_example.py) -----------------------------------------------------------------
+
+    def per_example_norms(self, X: Any, y: Any) -> ExampleNorms:
+        """|dC^n/dtheta| of every example, in all (n,) and by layer (n, L), at hardly more than the price of both passes.
+
+        |dC^n/dW|^2 = |a_n|^2 |delta_n|^2 for a dense layer (Goodfellow, 2015); no gradient is formed.
+        """
+        return per_example.norms(self, X, y)
+
+    def per_example_gradients(self, X: Any, y: Any) -> np.ndarray[Any, Any]:
+        """dC^n/dtheta of every example, (n, parameters), each row laid out as theta.  MemoryError: more than fits."""
+        return per_example.gradients(self, X, y)
+
+    def per_example_gram(self, X: Any, y: Any) -> np.ndarray[Any, Any]:
+        """<dC^n/dtheta, dC^m/dtheta> of all pairs of examples, (n, n) float64: (A A^T + 1) * (D D^T), summed over layers.
+
+        MemoryError: more examples than fit.
+        """
+        return per_example.gram(self, X, y)
+
+    def gradient_noise_scale(self, X: Any, y: Any) -> NoiseScale:
+        """trace of the covariance of dC^n/dtheta over |dC/dtheta|^2: about the batch size beyond which a larger one gains
+        little.  McCandlish et al., arXiv:1812.06162 (2018), section 2.2.  ValueError: fewer than two examples.
+        """
+        return per_example.noise_scale(self, X, y)
 
     # -- training --------------------------------------------------------------------------------------------------------
 
-    def train_step(self, X: Any, y: Any, optimizer: Optimizer, *, sample_weight: Any = None) -> float:
-        """One step of gradient descent on one batch; gives the loss before the step."""
-        X = self.matrix(X)[:]
+    def train_step(
+        self, X: Any, y: Any, optimizer: Optimizer, *, sample_weight: Any = None, clip_per_example: float | None = None
+    ) -> float:
+        """One step of gradient descent on one batch; gives the loss before the step.  clip_per_example: see backward."""
+        X = self.matrix(X)
         y, weight = self.targets(y, len(X)), None
         if sample_weight is not None:
             weight = self.sample_weights(sample_weight, len(X))
         scale = self.scale(len(X)) if weight is None else self.normalized(weight)
-        return self.trainer(optimizer).step(optimizer, X, y, scale, len(X) if weight is None else math.fsum(weight))
+        trainer = self.trainer(optimizer)
+        trainer.clip = check_limit(clip_per_example)
+        return trainer.step(optimizer, X, y, scale, len(X) if weight is None else math.fsum(weight))
 
     def fit(
         self,
@@ -230,6 +280,7 @@ class MLP:
         *,
         epochs: int = 10,
         batch_size: int = 128,
+        micro_batch: int | None = None,
         optimizer: Optimizer | None = None,
         validation_data: tuple[Any, Any] | None = None,
         sample_weight: Any = None,
@@ -237,6 +288,7 @@ class MLP:
         label_smoothing: float = 0.0,
         shuffle: bool = True,
         restore_best: bool = False,
+        clip_per_example: float | None = None,
         callbacks: Callbacks = None,
         resume: str | os.PathLike[str] | None = None,
         transform: Transform | None = None,
@@ -245,10 +297,10 @@ class MLP:
         from .fitting import fit
 
         return fit(
-            self, X, y, epochs=epochs, batch_size=batch_size, optimizer=optimizer, validation_data=validation_data,
-            sample_weight=sample_weight, class_weight=class_weight, label_smoothing=label_smoothing, shuffle=shuffle,
-            restore_best=restore_best, callbacks=callbacks, resume=resume,
-            transform=transform,
+            self, X, y, epochs=epochs, batch_size=batch_size, micro_batch=micro_batch, optimizer=optimizer,
+            validation_data=validation_data, sample_weight=sample_weight, class_weight=class_weight,
+            label_smoothing=label_smoothing, shuffle=shuffle, restore_best=restore_best, clip_per_example=clip_per_example,
+            callbacks=callbacks, resume=resume, transform=transform,
         )  # fmt: skip
 
     def trainer(self, optimizer: Optimizer) -> Trainer:
@@ -265,7 +317,7 @@ class MLP:
 
     def outputs(self, X: Any) -> Array:
         """a[L] for every row of X: (n, outputs), where X is: a NumPy array, or CuPy's for an X on the GPU."""
-        X, b = self.matrix(X), self.backend
+        X, b = self.rows(X), self.backend
         blocks = [self._forward_only(b.asarray(X[s : s + BLOCK])) for s in range(0, len(X), BLOCK)]
         if not on_gpu(X):
             blocks = [b.to_numpy(block) for block in blocks]
@@ -290,7 +342,7 @@ class MLP:
 
     def evaluate(self, X: Any, y: Any, *, sample_weight: Any = None) -> tuple[float, float | None]:
         """(loss, accuracy) on X, y; the accuracy is None for a regression."""
-        b, X = self.backend, self.matrix(X)
+        b, X = self.backend, self.rows(X)
         y, scale = self.targets(y, len(X)), self.scale(len(X), sample_weight)
         losses, right = b.empty((len(X),), self.dtype), 0.0
         for s in range(0, len(X), BLOCK):
@@ -331,8 +383,11 @@ class MLP:
     # -- the caller's arrays ---------------------------------------------------------------------------------------------
 
     def matrix(self, X: Any) -> Array:
-        """X (n, inputs), checked, of the network's dtype: an array on the host or on the GPU as it was given, or Rows of a
-        memory map or a sparse matrix."""
+        """X (n, inputs) as a checked array of the network's dtype, on the host or on the GPU as it was given."""
+        return self.rows(X)[:]
+
+    def rows(self, X: Any) -> Array | Rows:
+        """X as matrix() gives it, but Rows of a memory map or a sparse matrix, which are read when they are used."""
         X = self.backend.adopt(X, "X")
         rows = as_rows(X, dtype=self.dtype, width=self.layers[0])
         return as_matrix(X, dtype=self.dtype, width=self.layers[0]) if rows is None else rows
@@ -374,8 +429,12 @@ class MLP:
 
     def sample_weights(self, weight: Any, n: int) -> np.ndarray[Any, Any]:
         """One checked weight for each example, on the host: they are few."""
-        weight = self.backend.adopt(weight, "sample_weight")
-        return as_weights(self.backend.to_numpy(weight) if on_gpu(weight) else weight, n=n, dtype=self.dtype)
+        return as_weights(self.on_host(weight, "sample_weight"), n=n, dtype=self.dtype)
+
+    def on_host(self, array: Any, name: str) -> Any:
+        """What a caller gives; an array on the GPU is copied to the host."""
+        array = self.backend.adopt(array, name)
+        return self.backend.to_numpy(array) if on_gpu(array) else array
 
     def normalized(self, weight: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """The weights of a batch, over their sum if the reduction is the mean (all 0 if they are all 0)."""
@@ -391,6 +450,11 @@ class MLP:
     def saved_z(self) -> int:
         """Numbers that are kept of each example beside a: z of the layers whose f' is made of it."""
         return sum(o for o, f in zip(self.layers[1:], self.activations, strict=False) if f in SAVES_Z)
+
+    @property
+    def passes_bytes(self) -> int:
+        """Memory that both passes keep for an example: a, z and delta of each layer, z and y of the last, some numbers."""
+        return self.dtype.itemsize * (sum(self.layers) + self.saved_z + sum(self.layers[1:]) + 2 * self.layers[-1] + 3)
 
     def evaluation_bytes(self, n: int) -> int:
         """Memory that evaluate takes for n examples: of a block X, the targets and two layers, and every loss."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .backend import Backend, Program, States
-from .kernels.names import HYPER
+from .kernels.names import CHUNK, HYPER
 from .random import DROPOUT, mask
 
 Array = np.ndarray[Any, Any]
@@ -135,10 +135,10 @@ class NumPyBackend(Backend):
     def _hidden_delta(self, dZ: Array, W: Array, saved: Array, activation: str, dZ_below: Array) -> None:
         self._do(lambda step: np.copyto(dZ_below, dZ @ W.T * F[activation][1](saved)))
 
-    def _dense_gradient(self, X: Array, dZ: Array, dW: Array, db: Array) -> None:
+    def _dense_gradient(self, X: Array, dZ: Array, dW: Array, db: Array, add: bool) -> None:
         def gradient(step: int) -> None:
-            dW[:] = X.T @ dZ
-            db[:] = dZ.sum(axis=0)
+            dW[:] = X.T @ dZ + (dW if add else 0)
+            db[:] = dZ.sum(axis=0) + (db if add else 0)
 
         self._do(gradient)
 
@@ -149,10 +149,30 @@ class NumPyBackend(Backend):
     def _update(self, parameter: Array, gradient: Array, rule: str, hyper: Array, states: Sequence[Array]) -> None:
         self._do(lambda step: descend(parameter, gradient, rule, hyper, states))
 
-    def _dropout(self, A: Array, rate: float, key: Array, layer: int, target: Array) -> None:
+    def _squares(self, numbers: Array, sums: Array) -> None:
+        def square(step: int) -> None:
+            sums[:] = np.add.reduceat(numbers**2, np.arange(0, len(numbers), CHUNK))
+
+        self._do(square)
+
+    def _clip(self, gradient: Array, limits: Array, total: Array) -> None:
+        def clip(step: int) -> None:
+            norm = np.sqrt(total[step])
+            gradient[:] = np.clip(gradient * (limits[0] / norm if norm > limits[0] else 1), -limits[1], limits[1])
+
+        self._do(clip)
+
+    def _max_norm(self, W: Array, limit: Array) -> None:
+        def shorten(step: int) -> None:
+            norm = np.sqrt((W**2).sum(axis=0))
+            W[:] *= np.where(norm > limit, limit / np.maximum(norm, np.finfo(W.dtype).tiny), 1)
+
+        self._do(shorten)
+
+    def _dropout(self, A: Array, rate: float, key: Array, layer: int, first: int, target: Array) -> None:
         def drop(step: int) -> None:
-            seed, first = (int(number) for number in key.view(np.uint64))
-            kept = mask(seed, DROPOUT + (layer << 40) + first + step, A.shape, rate)
+            seed, begin = (int(number) for number in key.view(np.uint64))
+            kept = mask(seed, DROPOUT + (layer << 40) + begin + step, (first + A.size,), rate)[first:].reshape(A.shape)
             target[:] = np.where(kept, A * A.dtype.type(1 / (1 - rate)), 0)
 
         self._do(drop)
@@ -160,6 +180,19 @@ class NumPyBackend(Backend):
     def _gather(self, source: Array, order: Array, target: Array) -> None:
         n = len(target)
         self._do(lambda step: np.copyto(target, source[order[step * n : (step + 1) * n]]))
+
+    def _example_norms(self, X: Array, dZ: Array, norms: Array, add: bool) -> None:
+        def squares(step: int) -> None:
+            norms[:] = (norms if add else 0) + ((X * X).sum(axis=1) + 1) * (dZ * dZ).sum(axis=1)
+
+        self._do(squares)
+
+    def _clip_examples(self, dZ: Array, norms: Array, limit: Array, scale: Array) -> None:
+        def shorten(step: int) -> None:
+            norm, allowed = np.sqrt(norms), limit * scale
+            dZ[:] = dZ * np.divide(allowed, norm, out=np.ones_like(norm), where=norm > allowed)[:, None]
+
+        self._do(shorten)
 
     def _total(self, numbers: Array, target: Array) -> None:
         def total(step: int) -> None:

@@ -23,6 +23,11 @@ _MAKERS = {
     "total": ("output_delta", "total"),
     "gather": ("gather", "gather"),
     "dropout": ("dropout", "dropout"),
+    "example_norms": ("per_example", "example_norms"),
+    "clip_examples": ("per_example", "clip_examples"),
+    "squares": ("clip", "squares"),
+    "clip": ("clip", "clip"),
+    "max_norm": ("clip", "max_norm"),
     "lead": ("team", "leader"),
     "follow": ("team", "follower"),
 }

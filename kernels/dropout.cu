@@ -26,7 +26,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) KERNEL(DROPOUT p, STEP s) 
     const real* source = (const real*)p.source;
     real* target = (real*)p.target;
     for (int64 block = (int64)blockIdx.x * THREADS + threadIdx.x; block * 8 < p.length; block += (int64)gridDim.x * THREADS) {
-        const Words words = philox((uint64)block + 1, (uint64)key[0], stream);
+        const Words words = philox((uint64)(p.block + block) + 1, (uint64)key[0], stream);
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             const int64 half = (int64)(words.word[i / 2] >> 32 * (i % 2) & 0xFFFFFFFFULL), e = block * 8 + i;

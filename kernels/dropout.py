@@ -76,7 +76,7 @@ def dropout(V: Lanes) -> Callable[..., None]:
         key0, key1 = np.uint64(load_label(p.key)), np.uint64(p.stream + load_label(p.key + 8) + step)
         scale, threshold = splat(one, real(p.scale)), p.threshold
         for start in range(item * BLOCK, min((item + 1) * BLOCK, p.length), ELEMENTS):
-            words = philox(np.uint64(start // ELEMENTS + 1), key0, key1)
+            words = philox(np.uint64(p.block + start // ELEMENTS + 1), key0, key1)
             source, target, left = p.source + start * size, p.target + start * size, p.length - start
             if left >= ELEMENTS:
                 halves(source, target, words[0], 2, threshold, scale)

@@ -39,8 +39,13 @@ FLAT_UPDATE = _words("gradient", "length", update=UPDATE)
 OUTPUT = _words("Z", "Z_row", "rows", "columns", "y", "y_row", "scale", "scale_step", "dZ", "dZ_row", "losses")
 ACTIVATE = _words("Z", "Z_row", "rows", "columns", "A", "A_row")
 GATHER = _words("source", "row_bytes", "order", "rows", "target")
-DROPOUT = _words("source", "target", "length", "key", "stream", "threshold", "scale")
+SQUARES = _words("numbers", "length", "sums")
+CLIP = _words("gradient", "length", "total", "limits")
+MAX_NORM = _words("W", "W_row", "rows", "columns", "limit")
+DROPOUT = _words("source", "target", "length", "key", "stream", "block", "threshold", "scale")
 TOTAL = _words("numbers", "length", "target", "target_step")
+EXAMPLE_NORMS = _words("X", "X_row", "X_columns", "dZ", "dZ_row", "dZ_columns", "rows", "add", "norms")
+CLIP_EXAMPLES = _words("dZ", "dZ_row", "rows", "columns", "norms", "scale", "scale_step", "limit")
 STEP = _words("step")  # on the GPU: where the number of the step is
 
 

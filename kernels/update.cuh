@@ -20,6 +20,27 @@ struct r_store {
     }
 };
 
+struct r_add {
+    template <int N>
+    struct Before {
+        Vector<N> sum;
+    };
+    char* parameter;
+
+    FUNCTION r_add(const UPDATE& p) : parameter((char*)p.parameter) {}
+    template <int N>
+    FUNCTION Before<N> before(int64 offset, int count) const {
+        return {read<N>(parameter + offset, count)};
+    }
+    template <int N>
+    FUNCTION void after(int64 offset, const Before<N>& old, const Vector<N>& g, int count) const {
+        Vector<N> sum;
+#pragma unroll
+        for (int j = 0; j < N; j++) sum.at[j] = old.sum.at[j] + g.at[j];
+        write(parameter + offset, sum, count);
+    }
+};
+
 template <bool AVERAGES, bool SQUARES, bool NESTEROV>
 struct Descent {
     template <int N>

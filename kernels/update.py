@@ -4,6 +4,7 @@ A rule takes a vector of gradients g and the place of its parameters in an UPDAT
 parameters.  Its numbers are those of names.HYPER; what a class of bpgpu/optim.py wants is said in them alone.
 
     store      parameter = g
+    add        parameter = parameter + g
 
     every other rule    g = (l2 w + g) + l1 sign(w),  then u, then  w = (w - decay w) - learning_rate u
                         (with l2 = l1 = decay = 0 no more than u and  w = w - learning_rate u)
@@ -32,7 +33,8 @@ BLOCK = GRAIN["update"]
 
 def rule(V: Lanes, name: str) -> Any:
     """begin(update record's address) gives what is the same for all; apply(that, offset in bytes, g, how many lanes count)."""
-    if name == "store":
+    if name in ("store", "add"):
+        add = name == "add"
 
         @njit
         def begin_store(update: int) -> Any:
@@ -40,7 +42,7 @@ def rule(V: Lanes, name: str) -> Any:
 
         @njit
         def store(parameter: int, offset: int, g: Any, count: int) -> None:
-            store_up_to(V, parameter + offset, g, count)
+            store_up_to(V, parameter + offset, load_up_to(V, parameter + offset, count) + g if add else g, count)
 
         return begin_store, store
 

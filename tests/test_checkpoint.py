@@ -65,6 +65,7 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
     "rmsprop, early stopping": lambda: {
         "optimizer": RMSprop(0.05), "validation_data": data(30), "callbacks": [EarlyStopping("validation_loss", patience=0)],
     },
+    "clipped": lambda: {"optimizer": SGD(0.1, 0.9), "clip_per_example": 0.5},
     "adagrad": lambda: {"optimizer": Adagrad(0.1)},
     "adaptive": lambda: {"optimizer": SGD(0.5, 0.9), "callbacks": [AdaptiveRate(patience=0, min_delta=0.1)]},
 }  # fmt: skip

@@ -34,6 +34,9 @@ def jobs(*, every: bool) -> list[Job]:
     found: list[Job] = [(name, "float32", (heaviest[name],), largest) for name in PRODUCTS]
     found += [("output_delta", "float64", ("huber", "gelu", "targets"), {"THREADS": 32})]
     found += [("gather", None, (), {"THREADS": 128}), ("total", "float32", (), {"THREADS": 32})]
+    found += [("example_norms", "float64", (), {"THREADS": 32}), ("clip_examples", "float32", (), {"THREADS": 128})]
+    for name in ("dropout", "squares", "clip", "max_norm"):
+        found += [(name, dtype, (), {"THREADS": 128}) for dtype in ("float32", "float64")]
     if every:
         for dtype in ("float32", "float64"):
             tiles = [{**tile.macros, "ALIGNED": aligned} for tile in TILES[dtype] for aligned in (0, 1)]

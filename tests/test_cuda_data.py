@@ -41,7 +41,13 @@ def trained(backend: Any, X: Any, y: Any, *, layers: Any = (6, 20, 3), batch: in
     how["optimizer"] = how["optimizer"]() if "optimizer" in how else bpgpu.SGD(0.1, 0.9)
     net = bpgpu.MLP(layers, backend=backend, seed=5, **options)
     history = net.fit(X, y, **{"epochs": 3, **how}, batch_size=batch)
-    return net.backend.to_numpy(net.theta).tobytes(), history.loss, history.validation_loss, history.validation_accuracy
+    return (
+        net.backend.to_numpy(net.theta).tobytes(),
+        history.loss,
+        history.validation_loss,
+        history.validation_accuracy,
+        history.health,
+    )
 
 
 def examples(n: int = 70, i: int = 6) -> tuple[np.ndarray, np.ndarray]:
@@ -218,7 +224,7 @@ def test_data_that_do_not_fit_come_slab_by_slab_with_the_same_bits(
     how["batch"] = batch = 16 if n > 100 else 4
     expected = trained(CPU, X, y, **how)
     monkeypatch.setattr(training, "SLAB_BYTES", 3 * batch * X[0].nbytes)
-    device = GPU(limit=X.nbytes // 2 + 200_000 if n > 100 else 28_000)
+    device = GPU(limit=X.nbytes // 2 + 200_000 if n > 100 else 49_000)
     epochs: list[Any] = []
     first_fill = training.Epochs._fill
     monkeypatch.setattr(training.Epochs, "_fill", lambda self, number: (epochs.append(self), first_fill(self, number)))
@@ -240,6 +246,8 @@ def test_a_callback_ends_a_run_in_the_middle_of_a_slab(monkeypatch: pytest.Monke
 
 
 RULES: dict[str, dict[str, Any]] = {
+    "bounded": {"optimizer": lambda: bpgpu.Adam(0.01, clip_norm=0.1, max_norm=1.0)},
+    "clipped": {"optimizer": lambda: bpgpu.SGD(0.1), "clip_per_example": 0.5},
     "schedule": {"optimizer": lambda: bpgpu.SGD(lambda t: 0.2 / (1 + t), 0.9, nesterov=True)},
     "adam": {"optimizer": lambda: bpgpu.Adam(0.01, weight_decay=0.01), "class_weight": [1, 2, 3]},
     "penalties by weight": {"optimizer": lambda: bpgpu.AdamW(0.01, average_penalties=True), "class_weight": "balanced"},
@@ -264,7 +272,7 @@ def test_streamed_data_meet_dropout_schedules_weights_and_checkpoints(
     monkeypatch.setattr(training.Epochs, "_fill", lambda self, k: (resident.add(self.resident), fill(self, k)))
 
     def device() -> CUDABackend:
-        return CUDABackend(GPU() if on_the_gpu else GPU(limit=X.nbytes // 2 + 45_000))
+        return CUDABackend(GPU() if on_the_gpu else GPU(limit=190_000))
 
     def run(**more: Any) -> tuple[Any, ...]:
         b = device()
@@ -287,10 +295,10 @@ def test_streamed_data_meet_dropout_schedules_weights_and_checkpoints(
     assert seen[-1] == 80 and seen[0] == 16
     assert run(resume=tmp_path / "c") == expected
     assert trained(CPU, X, y, resume=tmp_path / "c", **how) == expected
-    assert resident == {True} if on_the_gpu else resident == {True, False}
+    assert resident == (set() if on_the_gpu else {False})
 
 
-@pytest.mark.parametrize("limit", [1 << 40, 60_000])
+@pytest.mark.parametrize("limit", [1 << 40, 150_000])
 def test_divergence_is_found_where_it_is(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "SLAB_BYTES", 1 << 13)
     X, y = examples(300, 64)

@@ -119,7 +119,7 @@ def test_training(exact_cuda: CUDABackend, precision: str, rule: str) -> None:
     y = (X[:, 0] > 0).astype(int) + (X[:, 1] > 0)
     ends, adam = [], rule != "momentum"
     devices = (
-        [exact_cuda] if not isinstance(exact_cuda.device, GPU) else [CUDABackend(GPU(limit=m)) for m in (1 << 30, 600_000)]
+        [exact_cuda] if not isinstance(exact_cuda.device, GPU) else [CUDABackend(GPU(limit=m)) for m in (1 << 30, 700_000)]
     )
     for backend in devices:
         net = bpgpu.MLP([64, 20, 4], backend=backend, precision=precision, seed=1, dropout=0.1 * adam)

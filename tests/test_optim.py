@@ -190,7 +190,8 @@ def test_a_step_of_numbers_that_stay_costs_no_operation() -> None:
     original = type(net.backend)._launch
 
     def launch(self: Any, name: str, *rest: Any) -> None:
-        calls.append(name)
+        if self.recorder is not None:
+            calls.append(name)
         original(self, name, *rest)
 
     with pytest.MonkeyPatch.context() as patch:

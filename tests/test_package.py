@@ -37,7 +37,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_what_it_should(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     for needed in (
-        "bpgpu/__init__.py", "bpgpu/py.typed", "bpgpu/kernels/product.py", "bpgpu/kernels/README.md",
+        "bpgpu/__init__.py", "bpgpu/py.typed", "bpgpu/page.html", "bpgpu/kernels/product.py", "bpgpu/kernels/README.md",
         "bpgpu/mnist10k/train-images-idx3-ubyte.gz", "bpgpu/mnist10k/README.md",
     ):  # fmt: skip
         assert needed in names

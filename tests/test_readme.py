@@ -14,7 +14,7 @@ README = Path(__file__).parent.parent / "README.md"
 
 def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     rng = np.random.default_rng(0)
     names: dict[str, Any] = {  # what the last block takes for granted
         "X": rng.standard_normal((4, 5)), "W": rng.standard_normal((5, 3)), "b": np.zeros(3), "dZ": rng.standard_normal((4, 3)),

@@ -43,6 +43,10 @@ class GPUArray(np.lib.mixins.NDArrayOperatorsMixin):
     def __array__(self, dtype: Any = None, copy: Any = None) -> Host:
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
 
+    @property
+    def T(self) -> GPUArray:
+        return GPUArray(self.host.T, self.block)
+
     def get(self) -> Host:
         return self.host.copy()
 

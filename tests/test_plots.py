@@ -1,0 +1,96 @@
+"""Pictures show the numbers they are asked to show, on the axes they are given."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bpgpu
+from bpgpu import History, plots
+
+matplotlib = pytest.importorskip("matplotlib", reason="matplotlib is not installed (the extra plots)")
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+ALL = [plots.losses, plots.gradient_flow, plots.saturation, plots.update_ratios]
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Any:
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[bpgpu.MLP, History]:
+    rng = np.random.default_rng(0)
+    X, y = rng.standard_normal((9000, 12)), rng.integers(0, 3, 9000)
+    net = bpgpu.MLP([12, 20, 9, 3], activation=["relu", "tanh"])
+    return net, net.fit(X, y, epochs=3, validation_data=(X[:50], y[:50]))
+
+
+def lines(ax: Any) -> dict[str, list[float]]:
+    return {line.get_label(): list(line.get_ydata()) for line in ax.get_lines()}
+
+
+def test_losses(trained: tuple[bpgpu.MLP, History]) -> None:
+    shown = lines(plots.losses(trained[1]))
+    assert shown["training"] == trained[1].loss and shown["validation"] == trained[1].validation_loss
+    assert set(shown) == {"training", "validation", "best epoch"}
+
+
+def test_what_health_says(trained: tuple[bpgpu.MLP, History]) -> None:
+    health = trained[1].health
+    assert len(health) == 3
+    for picture, labels in (
+        (plots.gradient_flow, {"|δ| layer {}": "delta", "|dW| layer {}": "gradient"}),
+        (plots.saturation, {"saturated, layer {}": "saturated", "dead, layer {}": "dead"}),
+        (plots.update_ratios, {"layer {}": "update"}),
+    ):
+        ax = picture(trained[1])
+        expected = {
+            label.format(l): [getattr(h, name)[l] for h in health]
+            for label, name in labels.items()
+            for l in range(len(getattr(health[0], name)))
+        }
+        assert lines(ax) == expected and list(ax.get_lines()[0].get_xdata()) == [1, 2, 3]
+        colours = [line.get_color() for line in ax.get_lines()]
+        assert len(labels) == 1 or colours[: len(colours) // 2] == colours[len(colours) // 2 :]
+    assert plots.gradient_flow(trained[1]).get_yscale() == "log"
+
+
+def test_filters(trained: tuple[bpgpu.MLP, History]) -> None:
+    net = trained[0]
+    image = np.asarray(plots.filters(net, shape=(3, 4), count=7).images[0].get_array())
+    assert image.shape == (3 * 4 - 1, 3 * 5 - 1)
+    np.testing.assert_array_equal(image[4:7, 5:9], net.weights[0][:, 4].reshape(3, 4))  # the fifth: row 1, column 1
+    assert len(np.asarray(plots.filters(bpgpu.MLP([9, 100, 2])).images[0].get_array())) == 8 * 4 - 1
+    with pytest.raises(ValueError, match=r"12 inputs are no image of 3 x 3; pass shape"):
+        plots.filters(net)
+
+
+@pytest.mark.parametrize("picture", [*ALL, lambda history, ax: plots.filters(bpgpu.MLP([9, 5, 2]), ax)])
+def test_axes_are_taken_and_returned(picture: Callable[..., Any], trained: tuple[bpgpu.MLP, History]) -> None:
+    figure, (left, right) = plt.subplots(1, 2)
+    assert picture(trained[1], right) is right and not left.has_data() and right.has_data()
+    figure.canvas.draw()
+
+
+def test_a_history_without_epochs_is_refused() -> None:
+    for picture in ALL[1:]:
+        with pytest.raises(ValueError, match="fit has not ended its first epoch"):
+            picture(History())
+
+
+def test_without_matplotlib_the_extra_is_named() -> None:
+    code = (
+        "import sys; sys.modules['matplotlib'] = None\nimport bpgpu.plots\n"
+        "try: bpgpu.plots.losses(bpgpu.History(loss=[1.0]))\nexcept ImportError as e: print(e)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert said.strip() == "bpgpu.plots needs matplotlib: python -m pip install 'bpgpu[plots]'"
