@@ -26,12 +26,13 @@ from .optim import Optimizer
 from .per_example import BLOCK, ExampleNorms, NoiseScale, check_limit, clip
 from .random import check_seed
 from .reverse import Reverse
+from .streams import Rows, as_rows
 
 if TYPE_CHECKING:
     from .callbacks import Callbacks
     from .fitting import History
     from .trace import Trace
-    from .training import Trainer
+    from .training import Trainer, Transform
 
 _OUTPUTS = {"cross_entropy": "softmax", "binary_cross_entropy": "sigmoid"}
 
@@ -277,7 +278,7 @@ class MLP:
     def fit(
         self,
         X: Any,
-        y: Any,
+        y: Any = None,
         *,
         epochs: int = 10,
         batch_size: int = 128,
@@ -292,6 +293,7 @@ class MLP:
         clip_per_example: float | None = None,
         callbacks: Callbacks = None,
         resume: str | os.PathLike[str] | None = None,
+        transform: Transform | None = None,
     ) -> History:
         """Train for a number of epochs; see bpgpu.fitting.fit.  The default optimizer is SGD(0.05, momentum=0.9)."""
         from .fitting import fit
@@ -300,7 +302,7 @@ class MLP:
             self, X, y, epochs=epochs, batch_size=batch_size, micro_batch=micro_batch, optimizer=optimizer,
             validation_data=validation_data, sample_weight=sample_weight, class_weight=class_weight,
             label_smoothing=label_smoothing, shuffle=shuffle, restore_best=restore_best, clip_per_example=clip_per_example,
-            callbacks=callbacks, resume=resume,
+            callbacks=callbacks, resume=resume, transform=transform,
         )  # fmt: skip
 
     def trainer(self, optimizer: Optimizer) -> Trainer:
@@ -317,7 +319,7 @@ class MLP:
 
     def outputs(self, X: Any) -> Array:
         """a[L] for every row of X: (n, outputs), where X is: a NumPy array, or CuPy's for an X on the GPU."""
-        X, b, blocks = self.matrix(X), self.backend, []
+        X, b, blocks = self.rows(X), self.backend, []
         for s in range(0, len(X), BLOCK):
             with self._inference.of(self, X[s : s + BLOCK]) as (_, A):
                 blocks.append(b.copy(A) if on_gpu(X) else np.array(b.to_numpy(A)))
@@ -342,7 +344,7 @@ class MLP:
 
     def evaluate(self, X: Any, y: Any, *, sample_weight: Any = None) -> tuple[float, float | None]:
         """(loss, accuracy) on X, y; the accuracy is None for a regression."""
-        b, X = self.backend, self.matrix(X)
+        b, X = self.backend, self.rows(X)
         y, scale = self.targets(y, len(X)), self.scale(len(X), sample_weight)
         losses, right = b.empty((len(X),), self.dtype), 0.0
         for s in range(0, len(X), BLOCK):
@@ -372,7 +374,13 @@ class MLP:
 
     def matrix(self, X: Any) -> Array:
         """X (n, inputs) as a checked array of the network's dtype, on the host or on the GPU as it was given."""
-        return as_matrix(self.backend.adopt(X, "X"), dtype=self.dtype, width=self.layers[0])
+        return self.rows(X)[:]
+
+    def rows(self, X: Any) -> Array | Rows:
+        """X as matrix() gives it, but Rows of a memory map or a sparse matrix, which are read when they are used."""
+        X = self.backend.adopt(X, "X")
+        rows = as_rows(X, dtype=self.dtype, width=self.layers[0])
+        return as_matrix(X, dtype=self.dtype, width=self.layers[0]) if rows is None else rows
 
     def targets(self, y: Any, n: int) -> Array:
         """y as the loss wants it: int64 labels (n,) for cross_entropy if they are labels, otherwise (n, outputs).
