@@ -12,6 +12,7 @@ from .data import Data, load_data, mnist10k
 from .files import load
 from .fitting import Diverged, History, Progress
 from .kernels.names import ACTIVATIONS, LOSSES
+from .lbfgs import fit_lbfgs
 from .mlp import MLP, Backward, Passes
 from .optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 
@@ -20,6 +21,6 @@ __version__ = "0.1.0"
 __all__ = [
     "ACTIVATIONS", "LOSSES", "MLP", "SGD", "Adagrad", "Adam", "AdamW", "AdaptiveRate", "Backend", "BackendUnavailable",
     "Backward", "Callback", "Checkpoint", "Data", "Diverged", "EarlyStopping", "History", "Log", "Optimizer", "Passes",
-    "Progress", "ProgressBar", "RMSprop", "TensorBoard", "backends", "get_backend", "load", "load_data", "mnist10k",
-    "schedules",
+    "Progress", "ProgressBar", "RMSprop", "TensorBoard", "backends", "fit_lbfgs", "get_backend", "load", "load_data",
+    "mnist10k", "schedules",
 ]  # fmt: skip

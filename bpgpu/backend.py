@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from .checks import nearest
-from .kernels.names import ACTIVATIONS, HYPER, LOSSES, RULES
+from .kernels.names import ACTIVATIONS, CHUNK, HYPER, LOSSES, RULES
 
 Array = Any  # a NumPy array on "cpu" and "numpy", a CuPy array on "cuda"
 
@@ -237,6 +237,29 @@ class Backend(ABC):
         self._dropout(A, float(rate), key, layer, target)
         return target
 
+    def squares(self, numbers: Array, sums: Array) -> None:
+        """sums[c] = sum of numbers^2 over the 256 numbers of chunk c: numbers (p), sums (ceil(p / 256))."""
+        s = sizes("numbers p, =sums c", numbers, sums)
+        if s["c"] != -(-s["p"] // CHUNK):
+            raise ValueError(
+                f"sums has {s['c']} entries; expected {-(-s['p'] // CHUNK)}, one for each {CHUNK} of {s['p']} numbers"
+            )
+        self._squares(numbers, sums)
+
+    def clip(self, gradient: Array, limits: Array, total: Array) -> None:
+        """g <- g min(1, norm / |g|), then cut to [-value, value], in place: gradient (p), limits (2) = [norm, value].
+
+        total (steps): |g|^2 of each step, the total of its squares; step counted by Program.run (0 outside of one).
+        """
+        sizes("=gradient p, limits 2, total steps", gradient, limits, total)
+        self._limit(len(total))
+        self._clip(gradient, limits, total)
+
+    def max_norm(self, W: Array, limit: Array) -> None:
+        """Each column of W (i, o) that is longer than limit (1) is scaled to that length, in place."""
+        sizes("=W i o, limit 1", W, limit)
+        self._max_norm(W, limit)
+
     def gather(self, source: Array, order: Array, target: Array) -> None:
         """A batch:  target[k] = source[order[step * len(target) + k]],  step counted by Program.run (0 outside of one).
 
@@ -280,6 +303,12 @@ class Backend(ABC):
     def _dense_update(self, X: Array, dZ: Array, W: Array, b: Array, rule: str, hyper: Array, states: States) -> None: ...
     @abstractmethod
     def _update(self, parameter: Array, gradient: Array, rule: str, hyper: Array, states: Sequence[Array]) -> None: ...
+    @abstractmethod
+    def _squares(self, numbers: Array, sums: Array) -> None: ...
+    @abstractmethod
+    def _clip(self, gradient: Array, limits: Array, total: Array) -> None: ...
+    @abstractmethod
+    def _max_norm(self, W: Array, limit: Array) -> None: ...
     @abstractmethod
     def _dropout(self, A: Array, rate: float, key: Array, layer: int, target: Array) -> None: ...
     @abstractmethod

@@ -20,9 +20,10 @@ from .kernels.machine import CHUNK
 from .launching import KernelBackend, Record, new_record
 from .tiles import Tile, plan
 
-THREADS = {"update": 256, "gather": 128, "dropout": 128, "activate": 32, "output_delta": 32, "total": 32}
+SPREAD = {"update": 256, "dropout": 128, "squares": 128, "clip": 256, "max_norm": 128}  # an item a thread
+THREADS = {**SPREAD, "gather": 128, "activate": 32, "output_delta": 32, "total": 32}  # the others: an item a block
 OPTIONS = ("--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true")  # exact means exact
-MOST_BLOCKS = 4096  # of an update, which goes over its array in strides
+MOST_BLOCKS = 4096  # of a kernel that goes over its array in strides
 COLUMNS = 32  # that a block of dense_gradient.cu sums
 LONGEST_ROW = 1 << 25  # bytes: inside a tile, kernels/product.cuh counts in 32 bits
 
@@ -135,8 +136,8 @@ class CUDABackend(KernelBackend):
 
     def _launch(self, name: str, dtype: str | None, options: tuple[str, ...], job: Record, items: int, *alive: Any) -> None:
         threads = THREADS[name]
-        blocks = min(-(-items // threads), MOST_BLOCKS) if name in ("update", "dropout") else items
-        arguments = (job, self.step_record) if name in ("gather", "dropout", "total") else (job,)
+        blocks = min(-(-items // threads), MOST_BLOCKS) if name in SPREAD else items
+        arguments = (job, self.step_record) if name in ("gather", "dropout", "clip", "total") else (job,)
         self._issue(self.function(name, dtype, options, THREADS=threads), (blocks, 1, 1), threads, arguments, alive)
 
     def _launch_product(self, name: str, dtype: str, option: str, product: Record, job: Record, *alive: Any) -> None:

@@ -117,6 +117,23 @@ class KernelBackend(Backend):
         options = loss, activation, "labels" if y.ndim == 1 else "targets"
         self._launch("output_delta", Z.dtype.name, options, job, len(Z), Z, y, scale, dZ, losses)
 
+    def _squares(self, numbers: Array, sums: Array) -> None:
+        job = new_record(records.SQUARES, numbers=self.address(numbers), length=len(numbers), sums=self.address(sums))
+        self._launch("squares", numbers.dtype.name, (), job, len(sums), numbers, sums)
+
+    def _clip(self, gradient: Array, limits: Array, total: Array) -> None:
+        job = new_record(
+            records.CLIP, gradient=self.address(gradient), length=len(gradient), total=self.address(total),
+            limits=self.address(limits),
+        )  # fmt: skip
+        self._launch("clip", gradient.dtype.name, (), job, len(gradient), gradient, limits, total)
+
+    def _max_norm(self, W: Array, limit: Array) -> None:
+        job = new_record(
+            records.MAX_NORM, W=self.address(W), W_row=W.strides[0], rows=len(W), columns=W.shape[1], limit=self.address(limit)
+        )
+        self._launch("max_norm", W.dtype.name, (), job, W.shape[1], W, limit)
+
     def _dropout(self, A: Array, rate: float, key: Array, layer: int, target: Array) -> None:
         job = new_record(
             records.DROPOUT, source=self.address(A), target=self.address(target), length=A.size, key=self.address(key),

@@ -14,6 +14,7 @@ from .checks import amount
 from .kernels.names import HYPER
 
 Schedule: TypeAlias = Callable[[int], float]  # the learning rate of step t = 0, 1, 2, ...
+LIMITS = ("clip_norm", "clip_value", "max_norm")
 _ATTRIBUTE = {"l2": "weight_decay"}  # what the user calls a number of HYPER, if it is called otherwise
 _BELOW_ONE = {"momentum": 0.9, "beta": 0.99, "beta1": 0.9, "beta2": 0.999}  # and what is usual
 
@@ -32,6 +33,9 @@ class Optimizer(ABC):
     average_penalties  the penalties are shared out as L's mean is: both divided by the number of examples of the batch (their
                        sum of weights), as scikit-learn's alpha is
     layer_rates        a factor of the learning rate for each layer, the input's first
+    clip_norm          scales a gradient that is longer down to this length (Pascanu et al., ICML 2013)
+    clip_value         then cuts each of its numbers to [-clip_value, clip_value]
+    max_norm           after the step, scales the weights of a unit down to this length (Hinton et al., 2012)
 
     Penalties are for the weights, not for the biases.
 
@@ -47,6 +51,9 @@ class Optimizer(ABC):
     decoupled: bool = False
     average_penalties: bool = False
     layer_rates: Sequence[float] | None = None
+    clip_norm: float | None = None
+    clip_value: float | None = None
+    max_norm: float | None = None
 
     def __post_init__(self) -> None:
         self.check()
@@ -60,11 +67,24 @@ class Optimizer(ABC):
                     raise ValueError(f"{field.name} is {value!r}; expected less than 1, for example {_BELOW_ONE[field.name]}")
         if getattr(self, "epsilon", 1) == 0:
             raise ValueError("epsilon is 0; expected a positive number, for example 1e-8")
+        for name in LIMITS:
+            if (value := getattr(self, name)) is not None and amount(name, value) == 0:
+                raise ValueError(f"{name} is 0; expected a positive number, or None")
         if self.layer_rates is not None:
             if not isinstance(self.layer_rates, (list, tuple)):
                 raise ValueError(f"layer_rates is {self.layer_rates!r}; expected a list of one factor for each layer")
             for l, factor in enumerate(self.layer_rates):
                 amount(f"layer_rates[{l}]", factor)
+
+    @property
+    def form(self) -> tuple[Any, ...]:
+        """What a recorded step depends on: the rule, and which of the limits there are."""
+        return (self.rule, *(getattr(self, name) is not None for name in LIMITS))
+
+    def limits(self, dtype: npt.DTypeLike) -> np.ndarray:
+        """clip_norm, clip_value and max_norm (3), infinite where there is none."""
+        values = [getattr(self, name) for name in LIMITS]
+        return np.array([np.inf if value is None else min(value, np.finfo(dtype).max) for value in values], dtype)
 
     @property
     def varies(self) -> bool:

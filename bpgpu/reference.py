@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .backend import Backend, Program, States
-from .kernels.names import HYPER
+from .kernels.names import CHUNK, HYPER
 from .random import DROPOUT, mask
 
 Array = np.ndarray[Any, Any]
@@ -148,6 +148,26 @@ class NumPyBackend(Backend):
 
     def _update(self, parameter: Array, gradient: Array, rule: str, hyper: Array, states: Sequence[Array]) -> None:
         self._do(lambda step: descend(parameter, gradient, rule, hyper, states))
+
+    def _squares(self, numbers: Array, sums: Array) -> None:
+        def square(step: int) -> None:
+            sums[:] = np.add.reduceat(numbers**2, np.arange(0, len(numbers), CHUNK))
+
+        self._do(square)
+
+    def _clip(self, gradient: Array, limits: Array, total: Array) -> None:
+        def clip(step: int) -> None:
+            norm = np.sqrt(total[step])
+            gradient[:] = np.clip(gradient * (limits[0] / norm if norm > limits[0] else 1), -limits[1], limits[1])
+
+        self._do(clip)
+
+    def _max_norm(self, W: Array, limit: Array) -> None:
+        def shorten(step: int) -> None:
+            norm = np.sqrt((W**2).sum(axis=0))
+            W[:] *= np.where(norm > limit, limit / np.maximum(norm, np.finfo(W.dtype).tiny), 1)
+
+        self._do(shorten)
 
     def _dropout(self, A: Array, rate: float, key: Array, layer: int, target: Array) -> None:
         def drop(step: int) -> None:

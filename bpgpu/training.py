@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .backend import Array, Program
-from .kernels.names import HYPER, RULES, SAVES_Z
+from .kernels.names import CHUNK, HYPER, RULES, SAVES_Z
 from .optim import Optimizer
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ class Step:
         self.z = [b.empty((n, o), net.dtype) if f in SAVES_Z else None for o, f in hidden]
         self.delta = [b.empty((n, o), net.dtype) for o in units[1:]]
 
-    def record(self, losses: Array, trainer: Trainer) -> None:
-        """Issue the operations of the step; L of step t goes to losses[t]."""
+    def record(self, losses: Array, norms: Array, trainer: Trainer) -> None:
+        """Issue the operations of the step; of step t L goes to losses[t], and |gradient|^2 to norms[t] if it is needed."""
         net, b, last = self.net, self.net.backend, len(self.net.weights) - 1
         for l in range(last + 1):
             f, Z = (net.activations[l], self.z[l]) if l < last else ("identity", None)
@@ -65,46 +65,79 @@ class Step:
             for l in range(last + 1):
                 trainer.record_update(l, self.kept[l], self.delta[l])
             b.total(self.losses, losses)
+        trainer.record_end(norms)
 
 
 class Trainer:
     """One network under one optimizer: what the rule keeps, its numbers on the device, and recorded steps."""
 
     def __init__(self, net: MLP) -> None:
-        self.net, self.rule = net, ""
+        self.net, self.form = net, ()  # type: MLP, tuple[Any, ...]
         self.hyper = net.backend.empty((len(net.weights), 2, len(HYPER)), net.dtype)
         self.losses = net.backend.empty((1,), net.dtype)
         self.key = net.backend.asarray(np.array([net.seed, 0], np.uint64).view(np.int64))  # of dropout: seed, first step
+        self.norms = net.backend.asarray(np.zeros(1, net.dtype))
+        self.limits = net.backend.empty((3,), net.dtype)
+        self.gradient, self.sums = None, None  # type: Array, Array # if it is clipped: laid out as theta, and its squares
         self.states: dict[str, Array] = {}  # each like theta
         self.steps_taken = 0
         self.written: dict[str, Any] = {}  # the optimizer's attributes when `hyper` was written
         self._steps: dict[tuple[Any, ...], tuple[Step, Program]] = {}
 
     def record_update(self, l: int, a: Array, delta: Array) -> None:
-        net, states = self.net, []
-        for name in RULES[self.rule]:
-            weights, biases = net.views(self.states[name])
-            states.append((weights[l], biases[l]))
-        net.backend.dense_update(a, delta, net.weights[l], net.biases[l], self.rule, self.hyper[l], states)
+        """The update of layer l; of a gradient that is to be clipped, the gradient."""
+        net, (rule, by_norm, by_value, _) = self.net, self.form
+        if by_norm or by_value:
+            dW, db = net.views(self.gradient)
+            net.backend.dense_gradient(a, delta, dW=dW[l], db=db[l])
+        else:
+            net.backend.dense_update(a, delta, net.weights[l], net.biases[l], rule, self.hyper[l], self._states_of(l))
 
-    def adopt(self, optimizer: Optimizer) -> None:
-        """Take the optimizer's present rule.  (The optimizer is not kept, so that it can be let go.)"""
+    def record_end(self, norms: Array) -> None:
+        """What needs the gradients of all layers, and what comes after the update."""
+        net, b, (rule, by_norm, by_value, max_norm) = self.net, self.net.backend, self.form
+        if by_norm:
+            b.squares(self.gradient, self.sums)
+            b.total(self.sums, norms)
+        if by_norm or by_value:
+            b.clip(self.gradient, self.limits[:2], norms)
+            gradients = net.views(self.gradient)
+            for l in range(len(net.weights)):
+                for i, (parameter, g) in enumerate(((net.weights[l], gradients[0][l]), (net.biases[l], gradients[1][l]))):
+                    states = [pair[i].reshape(-1) for pair in self._states_of(l)]
+                    b.update(parameter.reshape(-1), g.reshape(-1), rule, self.hyper[l, i], states)
+        for W in net.weights if max_norm else ():
+            b.max_norm(W, self.limits[2:])
+
+    def _states_of(self, l: int) -> list[tuple[Array, Array]]:
+        parts = (self.net.views(self.states[name]) for name in RULES[self.form[0]])
+        return [(weights[l], biases[l]) for weights, biases in parts]
+
+    def adopt(self, optimizer: Optimizer, examples: Sequence[float] = (1,), done: int = 0) -> np.ndarray[Any, Any]:
+        """Take the optimizer's present rule and limits; gives the numbers of the next steps, `done` of which are done already.
+
+        (The optimizer is not kept, so that it can be let go.)
+        """
         net = self.net
-        optimizer.hyper(net.dtype, len(net.weights), self.steps_taken)
-        if self.rule != optimizer.rule:
-            self.rule = optimizer.rule
+        numbers = optimizer.hyper(net.dtype, len(net.weights), self.steps_taken - done, examples)
+        if self.form != optimizer.form:
+            self.form = optimizer.form
             self._steps.clear()
-            for name in RULES[self.rule]:
+            for name in RULES[optimizer.rule]:
                 if name not in self.states:
                     self.states[name] = net.backend.asarray(np.zeros(net.theta.shape, net.dtype))
+            if self.gradient is None and (optimizer.clip_norm or optimizer.clip_value):
+                self.gradient = net.backend.empty(net.theta.shape, net.dtype)
+                self.sums = net.backend.empty((-(-net.theta.size // CHUNK),), net.dtype)
+        if any(self.form[1:]):
+            net.backend.write(self.limits, optimizer.limits(net.dtype))
+        return numbers
 
     def prepare(self, optimizer: Optimizer, examples: float) -> None:
         """Bring the numbers of the coming step, on a batch of so many examples, to the device."""
         present = vars(optimizer).copy()
         if optimizer.varies or present != self.written:
-            self.adopt(optimizer)
-            numbers = optimizer.hyper(self.net.dtype, len(self.net.weights), self.steps_taken, [examples])
-            self.net.backend.write(self.hyper, numbers[0])
+            self.net.backend.write(self.hyper, self.adopt(optimizer, [examples])[0])
             self.written = present
 
     def aim(self, first: int) -> None:
@@ -127,7 +160,7 @@ class Trainer:
         if key not in self._steps:
             step = Step(self.net, len(X), y.ndim == 1, len(scale) > 1)
             with b.capture() as program:
-                step.record(self.losses, self)
+                step.record(self.losses, self.norms, self)
             self._steps[key] = step, program
         step, program = self._steps[key]
         b.write(step.X, X)
@@ -150,11 +183,12 @@ class Epochs:
         self.steps = self.full + (self.rest > 0)
         self.order = b.empty((self.n,), np.int64)
         self.losses = b.empty((self.steps,), net.dtype)
+        self.norms = b.asarray(np.zeros(self.steps, net.dtype))
         self.scale = b.empty((self.n,), net.dtype)
         self.ascending = b.asarray(np.arange(self.n))
         self.table: Array = None  # the numbers of each step, where they vary
         self.programs: list[Program] = []
-        self._recorded = ("", False)
+        self._recorded: tuple[Any, ...] = ()
 
     def _record(self, varies: bool) -> None:
         """The programs of an epoch under the trainer's rule; numbers that vary are gathered like the examples."""
@@ -173,29 +207,26 @@ class Epochs:
                     b.gather(self.y, self.order[start:], step.y)
                     if self.weight is not None:
                         b.gather(self.scale[start:], self.ascending[: n * steps], step.scale)
-                step.record(self.losses[first : first + steps], self.trainer)
+                step.record(self.losses[first : first + steps], self.norms[first : first + steps], self.trainer)
             self.programs.append(program)
-        self._recorded = self.trainer.rule, varies
+        self._recorded = self.trainer.form, varies
 
     def begin(self, optimizer: Optimizer, order: np.ndarray[Any, Any], done: int = 0) -> None:
         """Set the order of an epoch of which `done` steps are done, the weights of its examples and their numbers."""
         b, trainer = self.net.backend, self.trainer
-        trainer.adopt(optimizer)
-        if self._recorded != (trainer.rule, optimizer.varies):
-            self._record(optimizer.varies)
-        b.write(self.order, order)
         starts = range(0, self.n, self.batch)
         examples = [float(min(self.batch, self.n - s)) for s in starts]
         if self.weight is not None:
             batches = [self.weight[order[s : s + self.batch]] for s in starts]
             b.write(self.scale, np.concatenate([self.net.normalized(batch) for batch in batches]))
             examples = [math.fsum(batch) for batch in batches]
-        if self.table is None:
-            trainer.prepare(optimizer, examples[0])  # which stay
-        else:
-            layers = len(self.net.weights)
-            b.write(self.table, optimizer.hyper(self.net.dtype, layers, trainer.steps_taken - done, examples))
-            trainer.written = {}
+        varies = optimizer.varies
+        numbers = trainer.adopt(optimizer, examples if varies else examples[:1], done)
+        if self._recorded != (trainer.form, varies):
+            self._record(varies)
+        b.write(self.order, order)
+        b.write(self.table if varies else trainer.hyper, numbers if varies else numbers[0])
+        trainer.written = {} if varies else vars(optimizer).copy()
 
     def run(self, first: int, last: int) -> Iterator[int]:
         """Take the steps first .. last - 1 of the epoch, some a call; yields how many of the epoch are done."""

@@ -23,6 +23,9 @@ _MAKERS = {
     "total": ("output_delta", "total"),
     "gather": ("gather", "gather"),
     "dropout": ("dropout", "dropout"),
+    "squares": ("clip", "squares"),
+    "clip": ("clip", "clip"),
+    "max_norm": ("clip", "max_norm"),
     "lead": ("team", "leader"),
     "follow": ("team", "follower"),
 }

@@ -10,9 +10,11 @@ from functools import cache
 import llvmlite.binding as llvm
 import numpy as np
 
-CHUNK = 256  # terms of a sum that are added up on their own: part of the numerics contract, on every machine
+from .names import CHUNK as CHUNK
+
 GRAIN = {  # of work in an item
-    "gather": 8, "activate": 8, "output_delta": 8, "update": 8192, "dropout": 256, "column_sum": 64, "total": 1,
+    "gather": 8, "activate": 8, "output_delta": 8, "update": 8192, "dropout": 256, "squares": 64, "clip": 8192, "max_norm": 64,
+    "column_sum": 64, "total": 1,
 }  # fmt: skip
 MAX_ROWS, MAX_COLS, MAX_BLOCK = 256, 256, 256 * 128  # of a thread's block of a product
 

@@ -1,5 +1,6 @@
 """The names of what the kernels can do.  Importing this file needs nothing."""
 
+CHUNK = 256  # terms of a sum that are added up on their own: part of the numerics contract, on every machine
 ACTIVATIONS = (
     "identity", "sigmoid", "tanh", "scaled_tanh", "relu", "leaky_relu", "elu", "selu", "gelu", "silu", "softplus",
 )  # fmt: skip

@@ -1,0 +1,82 @@
+"""L-BFGS on the flat theta, through SciPy: for small data sets, on all examples at once."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .checks import amount, as_matrix, as_weights
+
+if TYPE_CHECKING:
+    from .fitting import History
+    from .mlp import MLP
+
+
+def fit_lbfgs(
+    net: MLP,
+    X: Any,
+    y: Any,
+    *,
+    max_iter: int = 200,
+    tol: float = 1e-5,
+    weight_decay: float = 0.0,
+    average_penalties: bool = False,
+    sample_weight: Any = None,
+) -> History:
+    """Minimize L + weight_decay / 2 |w|^2 over all examples (Liu and Nocedal, 1989), w the weights without the biases.
+
+    max_iter           iterations at most
+    tol                ends when no number of the gradient is larger
+    average_penalties  the penalty is divided by the number of examples (their sum of weights), as scikit-learn's alpha is
+
+    The history has the value of what is minimized after each iteration.  theta and its gradient go to SciPy and come back in
+    float64, once an evaluation.  ImportError: SciPy is not installed.  ValueError, TypeError: as in fit.
+    """
+    try:
+        from scipy.optimize import minimize
+    except ImportError as error:
+        raise ImportError("L-BFGS needs SciPy: python -m pip install 'bpgpu[scipy]'") from error
+    from .fitting import History
+
+    if not isinstance(max_iter, (int, np.integer)) or isinstance(max_iter, bool) or max_iter < 1:
+        raise ValueError(f"max_iter is {max_iter!r}; expected a positive integer")
+    amount("tol", tol)
+    X = as_matrix(X, dtype=net.dtype, width=net.layers[0])
+    y = net.targets(y, len(X))
+    examples = float(len(X))
+    if sample_weight is not None:
+        sample_weight = as_weights(sample_weight, n=len(X), dtype=net.dtype)
+        examples = math.fsum(sample_weight)
+    decay = amount("weight_decay", weight_decay) / (examples if average_penalties else 1)
+    weights = sum(i * o for i, o in net.shapes)  # theta begins with them
+    history, begun = History(), time.perf_counter()
+
+    def value_and_gradient(theta: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
+        net.theta = theta.astype(net.dtype)
+        loss, gradient = net.gradient(X, y, sample_weight=sample_weight)
+        g = net.backend.to_numpy(gradient).astype(np.float64)
+        g[:weights] += decay * theta[:weights]
+        return loss + decay / 2 * float(theta[:weights] @ theta[:weights]), g
+
+    def iterated(intermediate_result: Any) -> None:
+        nonlocal begun
+        history.loss.append(float(intermediate_result.fun))
+        history.seconds.append(time.perf_counter() - begun)
+        begun = time.perf_counter()
+
+    start = net.backend.to_numpy(net.theta).astype(np.float64)
+    try:
+        result = minimize(
+            value_and_gradient, start, jac=True, method="L-BFGS-B", callback=iterated,
+            options={"maxiter": int(max_iter), "maxfun": 20 * int(max_iter), "gtol": tol},
+        )  # fmt: skip
+    except BaseException:
+        net.theta = start.astype(net.dtype)
+        raise
+    net.theta = result.x.astype(net.dtype)
+    net.epochs_trained += len(history.loss)
+    history.best_epoch = len(history.loss) - 1 if history.loss else None
+    return history
