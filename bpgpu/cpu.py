@@ -217,7 +217,7 @@ class CPUBackend(KernelBackend):
         rows, cols = _even(M, most_rows, V.rows), _even(N, most_cols, V.width)
         wanted = 6 * self.threads if self.threads > 1 else 1
         while -(-M // rows) * -(-N // cols) < wanted:
-            shorter, narrower = rows > 4 * V.rows, cols > 2 * V.width
+            shorter, narrower = rows > 4 * V.rows, cols > V.width
             # a gradient's rows first: two threads that write to the same rows of W take each other's cache lines away
             if shorter and (name == "dense_gradient" or not narrower):
                 rows = _even(M, rows // 2, V.rows)

@@ -28,10 +28,11 @@ struct Descent {
     };
     char *parameter, *average, *square;
     const real* hyper;
+    bool penalized;
 
     FUNCTION Descent(const UPDATE& p)
         : parameter((char*)p.parameter), average((char*)p.state1), square((char*)(AVERAGES ? p.state2 : p.state1)),
-          hyper((const real*)p.hyper) {}
+          hyper((const real*)p.hyper), penalized(hyper[L2] != 0 || hyper[L1] != 0 || hyper[DECAY] != 0) {}
     template <int N>
     FUNCTION Before<N> before(int64 offset, int count) const {
         Before<N> old;
@@ -45,8 +46,12 @@ struct Descent {
         Vector<N> w, v, s;
 #pragma unroll
         for (int j = 0; j < N; j++) {
-            const real old_w = old.w.at[j], l1 = hyper[L1];
-            const real g = fused(hyper[L2], old_w, gradients.at[j]) + select(old_w > 0, l1, select(old_w < 0, -l1, 0));
+            real g = gradients.at[j], kept = old.w.at[j];
+            if (penalized) {
+                const real l1 = hyper[L1];
+                g = fused(hyper[L2], kept, g) + select(kept > 0, l1, select(kept < 0, -l1, 0));
+                kept = fused(-hyper[DECAY], kept, kept);
+            }
             real u = g;
             if (AVERAGES) {
                 const real beta = hyper[BETA1], scaled = hyper[GAIN1] * g;
@@ -57,7 +62,7 @@ struct Descent {
                 s.at[j] = fused(hyper[BETA2], old.s.at[j], hyper[GAIN2] * (g * g));
                 u = u / (root(s.at[j]) + hyper[EPSILON]);
             }
-            w.at[j] = fused(-hyper[LEARNING_RATE], u, fused(-hyper[DECAY], old_w, old_w));
+            w.at[j] = fused(-hyper[LEARNING_RATE], u, kept);
         }
         if (AVERAGES) write(average + offset, v, count);
         if (SQUARES) write(square + offset, s, count);

@@ -6,6 +6,7 @@ parameters.  Its numbers are those of names.HYPER; what a class of bpgpu/optim.p
     store      parameter = g
 
     every other rule    g = (l2 w + g) + l1 sign(w),  then u, then  w = (w - decay w) - learning_rate u
+                        (with l2 = l1 = decay = 0 no more than u and  w = w - learning_rate u)
     sgd        u = g
     momentum   v = beta1 v + gain1 g,  u = v                                                          Polyak (1964)
     nesterov   v as above,  u = beta1 v + gain1 g                                Sutskever et al., ICML 2013
@@ -24,7 +25,7 @@ from .machine import GRAIN, Lanes
 from .names import HYPER, RULES
 from .records import FLAT_UPDATE, UPDATE, offset
 from .team import record
-from .vector import fma, load_splat, load_up_to, njit, select, sqrt, store_up_to
+from .vector import fma, load_number, load_splat, load_up_to, njit, select, sqrt, store_up_to
 
 BLOCK = GRAIN["update"]
 
@@ -54,16 +55,20 @@ def rule(V: Lanes, name: str) -> Any:
     def begin(update: int) -> Any:
         p = record(UPDATE, update)
         h = p.hyper
-        penalties = -load_splat(V, h + LEARNING_RATE), load_splat(V, h + L2), load_splat(V, h + L1), -load_splat(V, h + DECAY)
+        penalized = load_number(V, h + L2) != 0.0 or load_number(V, h + L1) != 0.0 or load_number(V, h + DECAY) != 0.0
+        penalties = penalized, load_splat(V, h + L2), load_splat(V, h + L1), -load_splat(V, h + DECAY)
         average = load_splat(V, h + BETA1), load_splat(V, h + GAIN1)
         square = load_splat(V, h + BETA2), load_splat(V, h + GAIN2), load_splat(V, h + EPSILON)
-        return p.parameter, p.state1, p.state2 if averages else p.state1, penalties, average, square
+        second = p.state2 if averages else p.state1
+        return p.parameter, p.state1, second, -load_splat(V, h + LEARNING_RATE), penalties, average, square
 
     @njit
     def apply(begun: Any, offset: int, g: Any, count: int) -> None:
-        parameter, average, square, (minus_rate, l2, l1, minus_decay), (beta1, gain1), (beta2, gain2, epsilon) = begun
+        parameter, average, square, minus_rate, penalties, (beta1, gain1), (beta2, gain2, epsilon) = begun
+        penalized, l2, l1, minus_decay = penalties
         w = load_up_to(V, parameter + offset, count)
-        g = fma(l2, w, g) + select(w > 0.0, l1, select(w < 0.0, -l1, 0.0))
+        if penalized:
+            g = fma(l2, w, g) + select(w > 0.0, l1, select(w < 0.0, -l1, 0.0))
         u = g
         if averages:
             scaled = gain1 * g
@@ -74,7 +79,9 @@ def rule(V: Lanes, name: str) -> Any:
             s = fma(beta2, load_up_to(V, square + offset, count), gain2 * (g * g))
             store_up_to(V, square + offset, s, count)
             u = u / (sqrt(s) + epsilon)
-        store_up_to(V, parameter + offset, fma(minus_rate, u, fma(minus_decay, w, w)), count)
+        if penalized:
+            w = fma(minus_decay, w, w)
+        store_up_to(V, parameter + offset, fma(minus_rate, u, w), count)
 
     return begin, apply
 

@@ -398,6 +398,17 @@ def lanes_of(typingctx: Any, V: Any) -> Any:
 
 
 @intrinsic
+def load_number(typingctx: Any, V: Any, address: Any) -> Any:
+    """The number at the address, as one of Numba's own."""
+    number = types.float32 if V.vector.dtype == "float32" else types.float64
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.load(_pointer(builder, args[1], V.vector.element))
+
+    return number(V, types.intp), emit
+
+
+@intrinsic
 def load_label(typingctx: Any, address: Any) -> Any:
     """The int64 at the address."""
 

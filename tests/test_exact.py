@@ -96,7 +96,8 @@ def descend(w: Array, g: Array, first: Array, second: Array, rule: str, h: Array
     lr, l2, l1, decay, beta1, gain1, beta2, gain2, epsilon = h[0], h[1], h[2], h[3], h[4], h[5], h[6], h[7], h[8]
     for i in range(w.size):
         sign = w.dtype.type(1) if w[i] > 0 else w.dtype.type(-1) if w[i] < 0 else w.dtype.type(0)
-        step = fma(l2, w[i], g[i]) + l1 * sign
+        penalized = l2 != 0 or l1 != 0 or decay != 0
+        step = fma(l2, w[i], g[i]) + l1 * sign if penalized else g[i]
         u = step
         if rule == "momentum" or rule == "nesterov" or rule == "adam":
             first[i] = fma(beta1, first[i], gain1 * step)
@@ -107,7 +108,7 @@ def descend(w: Array, g: Array, first: Array, second: Array, rule: str, h: Array
         if rule == "rmsprop":
             first[i] = fma(beta2, first[i], gain2 * (step * step))
             u = u / (np.sqrt(first[i]) + epsilon)
-        w[i] = fma(-lr, u, fma(-decay, w[i], w[i]))
+        w[i] = fma(-lr, u, fma(-decay, w[i], w[i]) if penalized else w[i])
 
 
 def rounded(q: Fraction, bits: int, smallest: int) -> float:
@@ -236,11 +237,14 @@ def states(rng: np.random.Generator, *shape: int, dtype: Any) -> tuple[Array, Ar
 
 
 @pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("penalties", [{}, {"l1": 0, "decay": 0}, {"l2": 0, "l1": 0, "decay": 0}], ids=["all", "l2", "none"])
 @pytest.mark.parametrize("length", [1, 7, 16, 33, 257, 8191, 8193, 40_000])
-def test_update(rule: str, length: int, dtype: np.dtype, cpu: Backend, rng: np.random.Generator) -> None:
+def test_update(
+    rule: str, penalties: dict[str, float], length: int, dtype: np.dtype, cpu: Backend, rng: np.random.Generator
+) -> None:
     w, g = (numbers(rng, length, dtype=dtype) for _ in range(2))
-    w[::5] = 0
-    kept, h = states(rng, length, dtype=dtype), hyper(dtype, **NUMBERS)
+    w[1::5], g[2::7] = 0, -0.0
+    kept, h = states(rng, length, dtype=dtype), hyper(dtype, **NUMBERS | penalties)
     expected = [w.copy(), *(s.copy() for s in kept)]
     descend(expected[0], g, *expected[1:], rule, h)
     with fenced(dtype, *[w.shape] * 3) as moved:
