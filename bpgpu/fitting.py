@@ -8,7 +8,7 @@ import time
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -18,10 +18,13 @@ from .checks import as_matrix, as_weights
 from .labels import class_weights, smoothed
 from .optim import SGD, Optimizer
 from .random import SHUFFLE, permutation
+from .sparse import SparseEpochs, is_sparse
 from .training import Epochs, Trainer
 
 if TYPE_CHECKING:
     from .mlp import MLP
+
+Order: TypeAlias = bool | Callable[[int], Any]
 
 
 @dataclass
@@ -32,6 +35,7 @@ class History:
     validation_loss: list[float] = field(default_factory=list)
     validation_accuracy: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    penalty: list[float] = field(default_factory=list)  # what L2 adds to the loss, if a callback measures_penalty
     best_epoch: int | None = None  # counted from 0; None before the first epoch has ended
 
 
@@ -60,7 +64,7 @@ class Run:
 
     def __init__(
         self, net: MLP, data: Epochs, optimizer: Optimizer, trainer: Trainer, epochs: int, *,
-        shuffle: bool, validation: tuple[Any, Any] | None, callbacks: list[Callback], identity: dict[str, Any],
+        shuffle: Order, validation: tuple[Any, Any] | None, callbacks: list[Callback], identity: dict[str, Any],
     ) -> None:  # fmt: skip
         self.net, self.data, self.optimizer, self.trainer, self.epochs = net, data, optimizer, trainer, epochs
         self.shuffle, self.validation, self.callbacks, self.identity = shuffle, validation, callbacks, identity
@@ -112,6 +116,8 @@ class Run:
         net.epochs_trained += 1
         history.loss.append(data.mean_loss(data.steps))
         history.seconds.append(self.seconds)
+        if data.squares is not None:
+            history.penalty.append(data.mean_penalty(self.optimizer))
         if self.validation is not None:
             loss, accuracy = net.evaluate(*self.validation)
             history.validation_loss.append(loss)
@@ -122,6 +128,8 @@ class Run:
 
     def order(self) -> np.ndarray[Any, Any]:
         n = self.data.n
+        if callable(self.shuffle):
+            return _permutation(self.shuffle(self.epoch), n)
         return permutation(self.net.seed, SHUFFLE + self.net.epochs_trained, n) if self.shuffle else np.arange(n)
 
     # -- divergence ------------------------------------------------------------------------------------------------------
@@ -148,8 +156,7 @@ class Run:
         if bad == data.steps:
             what = f"the weights are no finite numbers at the end of epoch {self.epoch + 1}, {self.bad_layer(None)}"
         else:
-            rows = self.order()[bad * data.batch : (bad + 1) * data.batch]
-            X = b.asarray(b.to_numpy(data.X)[rows])
+            X = data.inputs(b.to_numpy(data.order)[bad * data.batch : (bad + 1) * data.batch])
             what = f"the loss is no finite number in step {bad + 1} of epoch {self.epoch + 1}, {self.bad_layer(X)}"
         b.write(net.theta, self.good)
         trainer.forget()
@@ -239,7 +246,7 @@ def fit(
     sample_weight: Any,
     class_weight: Any,
     label_smoothing: float,
-    shuffle: bool,
+    shuffle: Order,
     restore_best: bool,
     callbacks: Callbacks,
     resume: str | os.PathLike[str] | None,
@@ -250,7 +257,8 @@ def fit(
     sample_weight    (n,), none negative
     class_weight     {label: weight}, a weight for each class, or "balanced": the weight of an example is multiplied by it
     label_smoothing  the share of each target that is spread over all classes (Szegedy et al., CVPR 2016)
-    shuffle          a new order each epoch, a function of the network's seed and the number of epochs it has trained
+    shuffle          a new order each epoch, a function of the network's seed and the number of epochs it has trained; or a
+                     function of the epoch (0, 1, 2, ...) that gives its order, a permutation of 0 .. n-1
     restore_best     leave the weights of the best epoch (by validation accuracy, else validation loss, else loss), also
                      when Ctrl-C or an error ends the training; without it those of the last step (an EarlyStopping among
                      the callbacks decides instead)
@@ -264,12 +272,13 @@ def fit(
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
         if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} is {value!r}; expected a positive integer")
-    X = net._inputs(X)
-    targets = net.targets(y, len(X))
-    weight = None if sample_weight is None else as_weights(sample_weight, n=len(X), dtype=net.dtype)
+    X = X if is_sparse(X) else net._inputs(X)
+    n = X.shape[0]
+    targets = net.targets(y, n)
+    weight = None if sample_weight is None else as_weights(sample_weight, n=n, dtype=net.dtype)
     if class_weight is not None:
         of_class = class_weights(net, targets, class_weight)
-        weight = as_weights(of_class if weight is None else of_class * weight, n=len(X), dtype=net.dtype)
+        weight = as_weights(of_class if weight is None else of_class * weight, n=n, dtype=net.dtype)
     if label_smoothing:
         targets = smoothed(net, targets, label_smoothing)
     told = sorted(as_callbacks(callbacks), key=lambda callback: callback.saves)  # what is saved has seen everything
@@ -288,10 +297,16 @@ def fit(
             "layers": list(net.layers), "activations": list(net.activations), "loss": net.loss, "dtype": net.dtype.name,
             "output_activation": net.output_activation, "reduction": net.reduction, "seed": net.seed,
             "dropout": list(net.dropout), "optimizer": type(optimizer).__name__, "batch_size": int(batch_size),
-            "shuffle": bool(shuffle), "examples": len(X),
-            "data": [None if array is None else _checksum(net.backend.to_numpy(array)) for array in (X, targets, weight)],
+            "shuffle": bool(shuffle), "examples": n,
+            "data": [
+                None if array is None else _checksum(net.backend.to_numpy(array))
+                for array in (X.data if is_sparse(X) else X, targets, weight)
+            ],
         }  # fmt: skip
-    data = Epochs(trainer, X, net.backend.asarray(targets), weight, int(batch_size))
+    squares = any(callback.measures_penalty for callback in told)
+    data = (SparseEpochs if is_sparse(X) else Epochs)(
+        trainer, X, net.backend.asarray(targets), weight, int(batch_size), squares=squares
+    )
     run = Run(
         net, data, optimizer, trainer, int(epochs), shuffle=shuffle, validation=validation_data,
         callbacks=told, identity=identity,
@@ -299,6 +314,15 @@ def fit(
     if resume is not None:
         run.resume(resume)
     return run.go()
+
+
+def _permutation(given: Any, n: int) -> np.ndarray[Any, Any]:
+    order = np.asarray(given)
+    if order.dtype.kind not in "iu" or order.shape != (n,) or not np.array_equal(np.sort(order), np.arange(n)):
+        raise ValueError(
+            f"shuffle gave an array of shape {order.shape} and dtype {order.dtype}; expected 0 .. {n - 1} in any order"
+        )
+    return order.astype(np.int64)
 
 
 def _checksum(array: np.ndarray[Any, Any]) -> int:

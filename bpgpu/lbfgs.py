@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .checks import amount, as_matrix, as_weights
+from .sparse import is_sparse, row_blocks
 
 if TYPE_CHECKING:
     from .fitting import History
@@ -24,12 +25,14 @@ def fit_lbfgs(
     tol: float = 1e-5,
     weight_decay: float = 0.0,
     average_penalties: bool = False,
+    max_fun: int | None = None,
     sample_weight: Any = None,
 ) -> History:
     """Minimize L + weight_decay / 2 |w|^2 over all examples (Liu and Nocedal, 1989), w the weights without the biases.
 
     max_iter           iterations at most
     tol                ends when no number of the gradient is larger
+    max_fun            evaluations of the loss at most, by default 20 max_iter
     average_penalties  the penalty is divided by the number of examples (their sum of weights), as scikit-learn's alpha is
 
     The history has the value of what is minimized after each iteration.  theta and its gradient go to SciPy and come back in
@@ -40,15 +43,18 @@ def fit_lbfgs(
     except ImportError as error:
         raise ImportError("L-BFGS needs SciPy: python -m pip install 'bpgpu[scipy]'") from error
     from .fitting import History
+    from .mlp import BLOCK
 
     if not isinstance(max_iter, (int, np.integer)) or isinstance(max_iter, bool) or max_iter < 1:
         raise ValueError(f"max_iter is {max_iter!r}; expected a positive integer")
     amount("tol", tol)
-    X = as_matrix(X, dtype=net.dtype, width=net.layers[0])
-    y = net.targets(y, len(X))
-    examples = float(len(X))
+    if not is_sparse(X):
+        X = as_matrix(X, dtype=net.dtype, width=net.layers[0])
+    n = X.shape[0]
+    y = net.targets(y, n)
+    examples = float(n)
     if sample_weight is not None:
-        sample_weight = as_weights(sample_weight, n=len(X), dtype=net.dtype)
+        sample_weight = as_weights(sample_weight, n=n, dtype=net.dtype)
         examples = math.fsum(sample_weight)
     decay = amount("weight_decay", weight_decay) / (examples if average_penalties else 1)
     weights = sum(i * o for i, o in net.shapes)  # theta begins with them
@@ -56,8 +62,14 @@ def fit_lbfgs(
 
     def value_and_gradient(theta: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
         net.theta = theta.astype(net.dtype)
-        loss, gradient = net.gradient(X, y, sample_weight=sample_weight)
-        g = net.backend.to_numpy(gradient).astype(np.float64)
+        loss, g = 0.0, np.zeros(theta.shape)
+        for rows, block in row_blocks(X, BLOCK):
+            part = None if sample_weight is None else sample_weight[rows]
+            share = (len(block) if part is None else math.fsum(part)) / examples if net.reduction == "mean" else 1.0
+            if part is None or part.any():
+                of_block, gradient = net.gradient(block, y[rows], sample_weight=part)
+                loss += share * of_block
+                g += share * net.backend.to_numpy(gradient).astype(np.float64)
         g[:weights] += decay * theta[:weights]
         return loss + decay / 2 * float(theta[:weights] @ theta[:weights]), g
 
@@ -71,7 +83,7 @@ def fit_lbfgs(
     try:
         result = minimize(
             value_and_gradient, start, jac=True, method="L-BFGS-B", callback=iterated,
-            options={"maxiter": int(max_iter), "maxfun": 20 * int(max_iter), "gtol": tol},
+            options={"maxiter": int(max_iter), "maxfun": max_fun or 20 * int(max_iter), "gtol": tol},
         )  # fmt: skip
     except BaseException:
         net.theta = start.astype(net.dtype)

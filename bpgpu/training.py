@@ -175,17 +175,23 @@ class Trainer:
 class Epochs:
     """The recorded steps of whole epochs over one data set: full batches, and the smaller one at the end if there is one."""
 
-    def __init__(self, trainer: Trainer, X: Array, y: Array, weight: np.ndarray[Any, Any] | None, batch_size: int) -> None:
+    def __init__(
+        self, trainer: Trainer, X: Array, y: Array, weight: np.ndarray[Any, Any] | None, batch_size: int,
+        *, squares: bool = False,
+    ) -> None:  # fmt: skip
         net, b = trainer.net, trainer.net.backend
-        self.net, self.trainer, self.weight, self.n, self.batch = net, trainer, weight, len(X), min(batch_size, len(X))
+        self.net, self.trainer, self.weight, self.n, self.batch = net, trainer, weight, len(y), min(batch_size, len(y))
         self.X, self.y = X, y
         self.full, self.rest = divmod(self.n, self.batch)
         self.steps = self.full + (self.rest > 0)
         self.order = b.empty((self.n,), np.int64)
+        self.rows = self.order  # of X, where its examples are
         self.losses = b.empty((self.steps,), net.dtype)
         self.norms = b.asarray(np.zeros(self.steps, net.dtype))
+        self.squares = b.empty((self.steps,), net.dtype) if squares else None  # |w|^2 before each step, w all weights
         self.scale = b.empty((self.n,), net.dtype)
         self.ascending = b.asarray(np.arange(self.n))
+        self.shares: list[float] = []  # the size of each step's batch (or its sum of weights)
         self.table: Array = None  # the numbers of each step, where they vary
         self.programs: list[Program] = []
         self._recorded: tuple[Any, ...] = ()
@@ -203,10 +209,15 @@ class Epochs:
                 with b.together():
                     if varies:
                         b.gather(self.table[first:], self.ascending[:steps], hyper.reshape(1, *hyper.shape))
-                    b.gather(self.X, self.order[start:], step.X)
+                    b.gather(self.X, self.rows[start:], step.X)
                     b.gather(self.y, self.order[start:], step.y)
                     if self.weight is not None:
                         b.gather(self.scale[start:], self.ascending[: n * steps], step.scale)
+                if self.squares is not None:
+                    weights = self.net.theta[: sum(i * o for i, o in self.net.shapes)]
+                    sums = b.empty((-(-len(weights) // CHUNK),), weights.dtype)
+                    b.squares(weights, sums)
+                    b.total(sums, self.squares[first : first + steps])
                 step.record(self.losses[first : first + steps], self.norms[first : first + steps], self.trainer)
             self.programs.append(program)
         self._recorded = self.trainer.form, varies
@@ -220,6 +231,7 @@ class Epochs:
             batches = [self.weight[order[s : s + self.batch]] for s in starts]
             b.write(self.scale, np.concatenate([self.net.normalized(batch) for batch in batches]))
             examples = [math.fsum(batch) for batch in batches]
+        self.shares = examples
         varies = optimizer.varies
         numbers = trainer.adopt(optimizer, examples if varies else examples[:1], done)
         if self._recorded != (trainer.form, varies):
@@ -245,6 +257,10 @@ class Epochs:
             steps_a_call = max(1, min(4 * steps_a_call, int(count * SLICE_SECONDS / max(seconds, 1e-9))))
             yield first
 
+    def inputs(self, rows: np.ndarray[Any, Any]) -> Array:
+        """Some rows of X."""
+        return self.net.backend.asarray(self.net.backend.to_numpy(self.X)[rows])
+
     def examples(self, steps: int) -> int:
         """How many examples the first steps of an epoch take."""
         return min(steps * self.batch, self.n)
@@ -256,7 +272,17 @@ class Epochs:
 
     def mean_loss(self, steps: int) -> float:
         """Of the first steps of this epoch: the mean over their examples (or for reduction "sum" the sum)."""
-        examples = self.examples(steps)
-        sizes = np.diff(np.minimum(np.arange(steps + 1) * self.batch, examples))
-        losses = self.net.backend.to_numpy(self.losses)[:steps].astype(np.float64)
-        return float(losses.sum() if self.net.reduction == "sum" else (losses * sizes).sum() / examples)
+        return self._mean(self.net.backend.to_numpy(self.losses)[:steps].astype(np.float64))
+
+    def mean_penalty(self, optimizer: Optimizer) -> float:
+        """What the optimizer's L2 penalty adds to the mean loss of this epoch, each step's being that of its weights."""
+        squares = self.net.backend.to_numpy(self.squares).astype(np.float64)
+        if optimizer.average_penalties:
+            squares = squares / np.maximum(self.shares, np.finfo(np.float64).tiny)
+        return 0.0 if optimizer.decoupled else optimizer.weight_decay / 2 * self._mean(squares)
+
+    def _mean(self, numbers: np.ndarray[Any, Any]) -> float:
+        """Of one number for each of the first steps."""
+        examples = self.examples(len(numbers))
+        sizes = np.diff(np.minimum(np.arange(len(numbers) + 1) * self.batch, examples))
+        return float(numbers.sum() if self.net.reduction == "sum" else (numbers * sizes).sum() / examples)
