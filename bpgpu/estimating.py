@@ -12,7 +12,7 @@ from .backend import DTYPES, Backend
 from .callbacks import Best, as_callbacks
 from .kernels.names import ACTIVATIONS
 from .lbfgs import fit_lbfgs
-from .mlp import BLOCK, MLP
+from .mlp import MLP
 from .optim import SGD, Adam, Optimizer
 from .sparse import is_sparse, row_blocks
 
@@ -196,7 +196,7 @@ class Perceptron(BaseEstimator):
 
         def order(epoch: int) -> Array:
             nonlocal rows
-            rows = shuffle(rows, random_state=self._random_state)
+            rows = np.asarray(shuffle(rows, random_state=self._random_state))
             return rows
 
         course = _Course(self, held_back)
@@ -230,7 +230,7 @@ class Perceptron(BaseEstimator):
     # -- use -------------------------------------------------------------------------------------------------------------
 
     def _outputs(self, X: Any) -> Array:
-        a: Array = np.concatenate([self.network_.outputs(block) for _, block in row_blocks(X, BLOCK)])
+        a: Array = np.concatenate([self.network_.outputs(block) for _, block in row_blocks(X)])
         return a
 
     def _new_outputs(self, X: Any) -> Array:
@@ -241,7 +241,7 @@ class Perceptron(BaseEstimator):
     def _evaluated(self, X: Any, targets: Array, weight: Array | None) -> tuple[float, float]:
         """(loss without its penalty, score) on data of one's own."""
         loss = total = 0.0
-        for rows, block in row_blocks(X, BLOCK):
+        for rows, block in row_blocks(X):
             part = None if weight is None else weight[rows]
             share = len(block) if part is None else float(part.sum())
             if share:

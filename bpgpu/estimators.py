@@ -7,10 +7,13 @@ activation for each layer, callbacks and a backend.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from .backend import Backend
+from .callbacks import Callbacks
 from .estimating import Array, Perceptron, constraints, has_steps  # first: it says what is missing
 
 # isort: split
@@ -46,11 +49,14 @@ class MLPClassifier(ClassifierMixin, Perceptron):
     _parameter_constraints = constraints(neural_network.MLPClassifier, class_weight=[dict, StrOptions({"balanced"}), None])
 
     def __init__(
-        self, hidden_layer_sizes=(100,), activation="relu", *, solver="adam", alpha=0.0001, batch_size="auto",
-        learning_rate="constant", learning_rate_init=0.001, power_t=0.5, max_iter=200, shuffle=True, random_state=None,
-        tol=1e-4, verbose=False, warm_start=False, momentum=0.9, nesterovs_momentum=True, early_stopping=False,
-        validation_fraction=0.1, beta_1=0.9, beta_2=0.999, epsilon=1e-8, n_iter_no_change=10, max_fun=15000,
-        dropout=0.0, class_weight=None, callbacks=None, backend="cpu", dtype=None,
+        self, hidden_layer_sizes: Any = (100,), activation: str | Sequence[str] = "relu", *, solver: str = "adam",
+        alpha: float = 0.0001, batch_size: int | str = "auto", learning_rate: str = "constant",
+        learning_rate_init: float = 0.001, power_t: float = 0.5, max_iter: int = 200, shuffle: bool = True,
+        random_state: Any = None, tol: float = 1e-4, verbose: bool = False, warm_start: bool = False,
+        momentum: float = 0.9, nesterovs_momentum: bool = True, early_stopping: bool = False,
+        validation_fraction: float = 0.1, beta_1: float = 0.9, beta_2: float = 0.999,
+        epsilon: float = 1e-8, n_iter_no_change: float = 10, max_fun: int = 15000, dropout: float | Sequence[float] = 0.0,
+        class_weight: Any = None, callbacks: Callbacks = None, backend: str | Backend = "cpu", dtype: str | None = None,
     ) -> None:  # fmt: skip
         self._keep(locals())
 
@@ -112,10 +118,10 @@ class MLPClassifier(ClassifierMixin, Perceptron):
                 f"y has the shape {y.shape}; expected {'several labels' if self._multilabel else 'one label'} a row"
             )
         if multilabel:
-            return (y != 0).astype(np.int64)
+            return np.asarray(y != 0, np.int64)
         if len(unknown := np.setdiff1d(y, self.classes_)):
             raise ValueError(f"`y` has classes not in `self.classes_`: {unknown}; `self.classes_` has {self.classes_}")
-        return np.searchsorted(self.classes_, y).astype(np.int64)
+        return np.asarray(np.searchsorted(self.classes_, y), np.int64)
 
     def _loss_and_outputs(self, columns: int) -> tuple[str, int]:
         k = len(self.classes_)
@@ -149,11 +155,14 @@ class MLPRegressor(RegressorMixin, Perceptron):
     )
 
     def __init__(
-        self, loss="squared_error", hidden_layer_sizes=(100,), activation="relu", *, solver="adam", alpha=0.0001,
-        batch_size="auto", learning_rate="constant", learning_rate_init=0.001, power_t=0.5, max_iter=200, shuffle=True,
-        random_state=None, tol=1e-4, verbose=False, warm_start=False, momentum=0.9, nesterovs_momentum=True,
-        early_stopping=False, validation_fraction=0.1, beta_1=0.9, beta_2=0.999, epsilon=1e-8, n_iter_no_change=10,
-        max_fun=15000, dropout=0.0, callbacks=None, backend="cpu", dtype=None,
+        self, loss: str = "squared_error", hidden_layer_sizes: Any = (100,), activation: str | Sequence[str] = "relu", *,
+        solver: str = "adam", alpha: float = 0.0001, batch_size: int | str = "auto", learning_rate: str = "constant",
+        learning_rate_init: float = 0.001, power_t: float = 0.5, max_iter: int = 200, shuffle: bool = True,
+        random_state: Any = None, tol: float = 1e-4, verbose: bool = False, warm_start: bool = False,
+        momentum: float = 0.9, nesterovs_momentum: bool = True, early_stopping: bool = False,
+        validation_fraction: float = 0.1, beta_1: float = 0.9, beta_2: float = 0.999,
+        epsilon: float = 1e-8, n_iter_no_change: float = 10, max_fun: int = 15000, dropout: float | Sequence[float] = 0.0,
+        callbacks: Callbacks = None, backend: str | Backend = "cpu", dtype: str | None = None,
     ) -> None:  # fmt: skip
         self._keep(locals())
 
@@ -170,7 +179,7 @@ class MLPRegressor(RegressorMixin, Perceptron):
     def predict(self, X: Any) -> Array:
         """Numbers (n,), or (n, outputs) if there are several."""
         a = self._new_outputs(X)
-        return a[:, 0] if a.shape[1] == 1 else a
+        return np.asarray(a[:, 0]) if a.shape[1] == 1 else a
 
     def _learned_targets(self, y: Array, fresh: bool, incremental: bool) -> Array:
         if not fresh and (y.shape[1] if y.ndim == 2 else 1) != self.n_outputs_:
@@ -255,14 +264,12 @@ def to_sklearn(estimator: MLPClassifier | MLPRegressor) -> Any:
     their = theirs(
         **settings | {"solver": "adam", "max_iter": 1, "early_stopping": False, "warm_start": False, "random_state": 0}
     )
-    k = len(estimator.classes_) if classifies else 0
-    X = np.zeros((max(k, 2), network.layers[0]), network.dtype)
-    if not classifies:
-        their.partial_fit(X, np.zeros((2, network.layers[-1])) if network.layers[-1] > 1 else np.zeros(2))
-    elif estimator._multilabel:
-        their.partial_fit(X, np.eye(len(X), k, dtype=int))
+    outputs = network.layers[-1]
+    if classifies:
+        y = np.eye(outputs, dtype=int) if estimator._multilabel else estimator.classes_
+        their.partial_fit(np.zeros((len(y), network.layers[0]), network.dtype), y, classes=estimator.classes_)
     else:
-        their.partial_fit(X[:k], estimator.classes_, classes=estimator.classes_)
+        their.partial_fit(np.zeros((1, network.layers[0]), network.dtype), np.zeros((1, outputs)[: 1 + (outputs > 1)]))
     del their._optimizer
     their.set_params(**settings)
     their.coefs_ = [np.array(W) for W in estimator.coefs_]

@@ -43,7 +43,6 @@ def fit_lbfgs(
     except ImportError as error:
         raise ImportError("L-BFGS needs SciPy: python -m pip install 'bpgpu[scipy]'") from error
     from .fitting import History
-    from .mlp import BLOCK
 
     if not isinstance(max_iter, (int, np.integer)) or isinstance(max_iter, bool) or max_iter < 1:
         raise ValueError(f"max_iter is {max_iter!r}; expected a positive integer")
@@ -63,7 +62,7 @@ def fit_lbfgs(
     def value_and_gradient(theta: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
         net.theta = theta.astype(net.dtype)
         loss, g = 0.0, np.zeros(theta.shape)
-        for rows, block in row_blocks(X, BLOCK):
+        for rows, block in row_blocks(X):
             part = None if sample_weight is None else sample_weight[rows]
             share = (len(block) if part is None else math.fsum(part)) / examples if net.reduction == "mean" else 1.0
             if part is None or part.any():

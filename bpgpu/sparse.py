@@ -14,19 +14,20 @@ if TYPE_CHECKING:
     from .optim import Optimizer
     from .training import Trainer
 
-SLAB_BYTES = 1 << 24  # of dense rows at a time, or one batch
+SLAB_BYTES = 1 << 24  # of dense rows at a time, or one batch, or one row
 
 
 def is_sparse(X: Any) -> bool:
     return hasattr(X, "toarray") and hasattr(X, "nnz")
 
 
-def row_blocks(X: Any, rows: int) -> Iterator[tuple[slice, np.ndarray[Any, Any]]]:
-    """All of a dense X; of a sparse one so many dense rows at a time."""
+def row_blocks(X: Any) -> Iterator[tuple[slice, np.ndarray[Any, Any]]]:
+    """All of a dense X; of a sparse one some dense rows at a time."""
     if not is_sparse(X):
         yield slice(0, len(X)), X
         return
     X = X.tocsr()
+    rows = max(1, SLAB_BYTES // (X.shape[1] * X.dtype.itemsize))
     for s in range(0, X.shape[0], rows):
         yield slice(s, s + rows), X[s : s + rows].toarray()
 
