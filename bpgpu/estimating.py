@@ -215,7 +215,7 @@ class Perceptron(BaseEstimator):
 
     def _warn_of_max_iter(self) -> None:
         warnings.warn(
-            f"the training has not converged after max_iter={self.max_iter} epochs; raise max_iter, or scale the data",
+            f"the training has not converged after max_iter={self.max_iter} iterations; raise max_iter, or scale the data",
             ConvergenceWarning, stacklevel=5,
         )  # fmt: skip
 
