@@ -19,17 +19,24 @@ from bpgpu.kernels.names import RULES
 from bpgpu.reference import descend
 from bpgpu.training import Step
 
-from .competitors import numpy_step
 from .networks import LEARNING_RATE, NETWORKS
+from .peers import numpy_step
 
 F32 = np.float32
+OPTIMIZERS = {
+    "sgd": bpgpu.SGD(LEARNING_RATE), "momentum": bpgpu.SGD(LEARNING_RATE, 0.9),
+    "nesterov": bpgpu.SGD(LEARNING_RATE, 0.9, nesterov=True), "rmsprop": bpgpu.RMSprop(LEARNING_RATE),
+    "adam": bpgpu.Adam(LEARNING_RATE),
+}  # fmt: skip
 LAYERS = {"mnist": (128, 784, 1024), "output": (128, 1024, 10), "deep": (256, 2500, 2000), "one": (1, 1024, 1024)}
 layers = pytest.mark.parametrize(("n", "i", "o"), LAYERS.values(), ids=LAYERS)
 SPIN = 0.2  # seconds for which the threads of NumPy's BLAS may still be busy after the check
 
 
-@pytest.fixture(params=[name for name, state in bpgpu.backends().items() if state == "available"])
+@pytest.fixture(params=["cpu", "cuda", "numpy"])
 def backend(request: pytest.FixtureRequest) -> Backend:
+    if (state := bpgpu.backends()[request.param]) != "available":
+        pytest.skip(f"backend {request.param}: {state}")
     return bpgpu.get_backend(request.param)
 
 
@@ -115,17 +122,29 @@ def test_dense_gradient(
 
 
 @pytest.mark.benchmark(group="dense_update")
+@pytest.mark.parametrize("rule", RULES)
 @layers
-def test_dense_update(benchmark: BenchmarkFixture, backend: Backend, rng: np.random.Generator, n: int, i: int, o: int) -> None:
+def test_dense_update(
+    benchmark: BenchmarkFixture, backend: Backend, rng: np.random.Generator, n: int, i: int, o: int, rule: str
+) -> None:
     X, dZ, W, b = normal(rng, n, i), normal(rng, n, o), normal(rng, i, o), normal(rng, o)
-    hyper = bpgpu.SGD(LEARNING_RATE).hyper(F32, layers=1)[0, 0]
+    hyper = OPTIMIZERS[rule].hyper(F32, layers=1)[0, 0]
+    states = [(backend.asarray(np.ones_like(W)), backend.asarray(np.ones_like(b))) for _ in RULES[rule]]
     x, dz, w, bias, numbers = (backend.copy(backend.asarray(array)) for array in (X, dZ, W, b, hyper))
-    backend.dense_update(x, dz, w, bias, "sgd", numbers)
+    backend.dense_update(x, dz, w, bias, rule, numbers, states)
     X, dZ, W, b = wide(X, dZ, W, b)
     lr = float(hyper[0, 0])
-    close(backend.to_numpy(w), W - lr * X.T @ dZ, abs(W) + lr * size(X.T, dZ))
-    close(backend.to_numpy(bias), b - lr * dZ.sum(axis=0), abs(b) + lr * abs(dZ).sum(axis=0))
-    time_it(benchmark, backend, lambda: backend.dense_update(x, dz, w, bias, "sgd", numbers), **{"GFLOP/s": 2 * n * i * o})
+    for got, parameter, gradient, scale, its in (
+        (w, W, X.T @ dZ, size(X.T, dZ), hyper[0]),
+        (bias, b, dZ.sum(axis=0), abs(dZ).sum(axis=0), hyper[1]),
+    ):
+        expected = parameter.copy()
+        descend(expected, gradient, rule, its.astype(np.float64), [np.ones_like(parameter) for _ in states])
+        close(backend.to_numpy(got), expected, abs(parameter) + lr * (1 + scale))
+    time_it(
+        benchmark, backend, lambda: backend.dense_update(x, dz, w, bias, rule, numbers, states),
+        **{"GFLOP/s": 2 * n * i * o},
+    )  # fmt: skip
 
 
 @pytest.mark.benchmark(group="output_delta")
@@ -146,14 +165,11 @@ def test_output_delta(benchmark: BenchmarkFixture, backend: Backend, rng: np.ran
 
 
 @pytest.mark.benchmark(group="update")
-@pytest.mark.parametrize("rule", ["sgd", "momentum", "adam"])
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("p", [109_386, 1_863_690])
 def test_update(benchmark: BenchmarkFixture, backend: Backend, rng: np.random.Generator, p: int, rule: str) -> None:
     w, g, v = normal(rng, p), normal(rng, p), normal(rng, p)
-    optimizer: bpgpu.Optimizer = {"sgd": bpgpu.SGD(LEARNING_RATE), "momentum": bpgpu.SGD(LEARNING_RATE, 0.9)}.get(
-        rule, bpgpu.Adam(LEARNING_RATE)
-    )
-    hyper = optimizer.hyper(F32, layers=1)[0, 0, 0]
+    hyper = OPTIMIZERS[rule].hyper(F32, layers=1)[0, 0, 0]
     states = [backend.asarray(abs(v)) for _ in RULES[rule]]
     parameter, gradient, numbers = (backend.copy(backend.asarray(array)) for array in (w, g, hyper))
     expected = [array.astype(np.float64) for array in (w, abs(v), abs(v))]
@@ -165,6 +181,29 @@ def test_update(benchmark: BenchmarkFixture, backend: Backend, rng: np.random.Ge
         benchmark, backend, lambda: backend.update(parameter, gradient, rule, numbers, states),
         **{"GB/s": p * 4 * (3 + 2 * len(states))},
     )  # fmt: skip
+
+
+@pytest.mark.benchmark(group="dropout")
+@pytest.mark.parametrize(("n", "u"), [(128, 1024), (4096, 1024)])
+def test_dropout(benchmark: BenchmarkFixture, backend: Backend, rng: np.random.Generator, n: int, u: int) -> None:
+    A, rate = normal(rng, n, u), 0.3
+    a, target, key = backend.asarray(A), backend.empty((n, u), F32), backend.asarray(np.array([7, 0]))
+    found = backend.to_numpy(backend.dropout(a, rate, key, 1, target=target))
+    kept = found != 0
+    assert np.array_equal(found, np.where(kept, A * F32(1 / (1 - rate)), 0))
+    assert abs(kept.mean() - (1 - rate)) < 5 * np.sqrt(rate * (1 - rate) / kept.size)
+    time_it(benchmark, backend, lambda: backend.dropout(a, rate, key, 1, target=target), **{"GB/s": 2 * A.size * 4})
+
+
+@pytest.mark.benchmark(group="activate")
+@pytest.mark.parametrize("activation", ["tanh", "gelu", "softmax"])
+def test_activate(benchmark: BenchmarkFixture, backend: Backend, rng: np.random.Generator, activation: str) -> None:
+    Z = normal(rng, 4096, 1024)
+    z, A = backend.asarray(Z), backend.empty(Z.shape, F32)
+    found = backend.to_numpy(backend.activate(z, activation, A=A))
+    exact = bpgpu.get_backend("numpy").activate(*wide(Z), activation)
+    close(found, exact, np.maximum(abs(exact), 1e-3))
+    time_it(benchmark, backend, lambda: backend.activate(z, activation, A=A), **{"GB/s": 2 * Z.size * 4})
 
 
 @pytest.mark.benchmark(group="gather")

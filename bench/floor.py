@@ -32,6 +32,20 @@ def products(network: Network) -> Callable[[], None]:
     return step
 
 
+def forward_products(network: Network) -> Callable[[], None]:
+    """Z = X W for each layer, into arrays that are there."""
+    X, weights = network.data()[0], network.weights()
+    rng = np.random.default_rng(4)
+    a = [X, *(rng.standard_normal((network.batch, o), network.dtype) for o in network.layers[1:-1])]
+    z = [np.empty((network.batch, o), network.dtype) for o in network.layers[1:]]
+
+    def forward() -> None:
+        for x, W, out in zip(a, weights, z, strict=True):
+            np.matmul(x, W, out=out)
+
+    return forward
+
+
 def fma_units(dtype: str, threads: int) -> tuple[Callable[[], None], float]:
     """(call, its operations): fma on registers alone, on every thread."""
     import numba

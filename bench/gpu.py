@@ -1,4 +1,4 @@
-"""The GPU table:  python -m bench.gpu  (at most 8 minutes)
+"""The GPU table, in at most 8 minutes:  python -m bench.gpu
 
 1. parity: the tests that compare the real GPU with the CPU, bit for bit, and the fast modes with their bounds;
 2. a full SGD step in fp32 (bpgpu: exact), tf32 and bf16: bpgpu, PyTorch (eager, torch.compile with CUDA graphs, a whole-step
@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .gpu_competitors import COMPETITORS
-from .steps import ROOT, commit
+from .runner import ROOT, commit
 
 PARITY_SECONDS, COMPETITOR_SECONDS = 120, 50  # 120 + 7 x 50 < 8 minutes
 MOVED = {"fp32": 0.02, "tf32": 0.02, "bf16": 0.1}  # how far first steps may differ, relative

@@ -1,7 +1,7 @@
 """One competitor on the GPU, in this process:  python -m bench.gpu_competitors NAME DEVICE SECONDS  prints a line of JSON for
 each network and precision.
 
-The steps are those of bench/competitors.py.  Many are issued before they are waited for, as in a training run.
+The steps are those of bench/peers.py.  Many are issued before they are waited for, as in a training run.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from .competitors import Run, jax_parts, measure, moved, torch_parts
+from .measuring import Run, measure, moved
 from .networks import GPU_NETWORKS, LEARNING_RATE, NETWORKS, Network
+from .peers import jax_parts, torch_parts
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 

@@ -9,7 +9,8 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-LEARNING_RATE = 1e-3
+LEARNING_RATE = 1e-3  # of timed steps
+FIT_RATE, FIT_MOMENTUM = 0.05, 0.9  # of a whole fit on MNIST
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,10 @@ class Network:
         """Of the step's matrix products: Z and dW for each layer, dX for each but the first."""
         products = [i * o for i, o in self.shapes]
         return 2 * self.batch * (3 * sum(products) - products[0])
+
+    @property
+    def forward_flops(self) -> int:
+        return 2 * self.batch * sum(i * o for i, o in self.shapes)
 
     def weights(self) -> list[Array]:
         """One (i, o) matrix a layer, such that z keeps its size from layer to layer.  Biases start at 0."""
@@ -76,4 +81,7 @@ GPU_NETWORKS = {
         Network("large", (4096,) * 5, "relu", 8192),
     )
 }
+BATCHES = [Network(f"batch-{n}", _MNIST, "relu", n) for n in (1, 8, 32, 128, 512, 1024, 4096)]
+WIDTHS = [Network(f"width-{w}", (784, w, w, 10), "relu", 128) for w in (256, 512, 1024, 2048, 4096)]
+EVERY = NETWORKS | {n.name: n for n in (*BATCHES, *WIDTHS)}
 DEFAULT = ("small", "mnist", "deep")

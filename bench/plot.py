@@ -1,6 +1,7 @@
-"""A picture of bench.steps' results:  python -m bench.plot RESULTS.json [PICTURE.svg or .png]
+"""A picture of bench.steps' or bench.scaling's results:  python -m bench.plot RESULTS.json [PICTURE]
 
-One panel a network; a bar is the time of a step relative to the floor, the step's bare matrix products through OpenBLAS.
+Of bench.steps one panel a network; a bar is the time of a step relative to the floor, the step's bare matrix products through
+OpenBLAS.  Of bench.scaling one panel for each thing that grows.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ OURS, PEER, LINE, INK = "#c2410c", "#94a3b8", "#334155", "#1e293b"
 
 
 def panel(axes: Any, entry: dict[str, Any]) -> None:
-    bars = {name: found for name, found in entry["competitors"].items() if name != "floor"}
-    ratios = [found["of_floor"] for found in bars.values()]
-    colours = [OURS if name.startswith("bpgpu") else PEER for name in bars]
-    drawn = axes.barh(list(bars), ratios, color=colours, height=0.72)
+    entries = {name: found for name, found in entry["competitors"].items() if name != "floor"}
+    ratios = [found["of_floor"] for found in entries.values()]
+    colours = [OURS if name.startswith("bpgpu") else PEER for name in entries]
+    drawn = axes.barh(list(entries), ratios, color=colours, height=0.72)
     axes.axvline(1, color=LINE, linewidth=1, linestyle="--", zorder=0)
-    labels = [f"{found['ms']:.3g} ms  ({found['of_floor']:.2f})" for found in bars.values()]
+    labels = [f"{found['ms']:.3g} ms  ({found['of_floor']:.2f})" for found in entries.values()]
     behind = {"facecolor": "white", "edgecolor": "none", "pad": 1.2}
     axes.bar_label(drawn, labels, padding=4, fontsize=8, color=INK, bbox=behind)
     axes.set_xlim(0, 1.55 * max(1.0, *ratios))  # room for the labels
@@ -34,7 +35,7 @@ def panel(axes: Any, entry: dict[str, Any]) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
 
 
-def plot(report: dict[str, Any], picture: Path) -> None:
+def bars(report: dict[str, Any]) -> Any:
     entries = list(report["networks"].values())
     columns = min(3, len(entries))
     rows = -(-len(entries) // columns)
@@ -43,10 +44,40 @@ def plot(report: dict[str, Any], picture: Path) -> None:
         panel(axes, entry)
     for axes in grid.flat[len(entries) :]:
         axes.set_visible(False)
-    machine, revision = report["machine"], report["commit"]["revision"] or "unknown"
     figure.suptitle(
         "Time of a full SGD step, relative to its bare matrix products through OpenBLAS (dashed)", fontsize=11, color=INK
     )
+    return figure
+
+
+def curves(report: dict[str, Any]) -> Any:
+    figure, grid = plt.subplots(1, len(report["sweeps"]), figsize=(12.9, 3.8), layout="constrained")
+    looks = {"bpgpu": (OURS, "-", "o"), "floor": (LINE, "--", ""), "torch": (PEER, "-", "s")}
+    for axes, (grows, points) in zip(grid, report["sweeps"].items(), strict=True):
+        for name, (colour, style, marker) in looks.items():
+            found = [(p["at"], p["competitors"][name]["ms"]) for p in points if name in p["competitors"]]
+            if found:
+                axes.plot(*zip(*found, strict=True), color=colour, linestyle=style, marker=marker, markersize=4, label=name)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        ticks = [point["at"] for point in points]
+        axes.set_xticks(ticks, [str(at) for at in ticks], minor=False)
+        axes.set_xlabel(grows, fontsize=9, color=INK)
+        axes.tick_params(labelsize=8.5, colors=INK)
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    grid[0].set_ylabel("ms a step", fontsize=9, color=INK)
+    grid[0].legend(fontsize=8.5, frameon=False)
+    figure.suptitle("Time of a full SGD step; unless it grows: 784-1024-1024-10 relu, batch 128", fontsize=11, color=INK)
+    return figure
+
+
+PLOTS = {"steps": bars, "scaling": curves}
+
+
+def plot(report: dict[str, Any], picture: Path) -> None:
+    figure = PLOTS[report.get("part", "steps")](report)
+    machine, revision = report["machine"], report["commit"]["revision"] or "unknown"
     figure.supxlabel(
         f"{machine['cpu']} ({machine['llvm_cpu']}), {machine['threads']} threads, {report['date'][:10]}, commit {revision[:7]}",
         fontsize=8, color=INK,
@@ -59,8 +90,10 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("picture", type=Path, nargs="?", help="default: beside the results, as SVG")
     args = parser.parse_args()
-    picture = args.picture or args.results.with_suffix(".svg")
-    plot(json.loads(args.results.read_text()), picture)
+    picture, report = args.picture or args.results.with_suffix(".svg"), json.loads(args.results.read_text())
+    if report.get("part", "steps") not in PLOTS:
+        parser.error(f"{args.results} is of bench.{report['part']}; pictures are made of bench.{' and bench.'.join(PLOTS)}")
+    plot(report, picture)
     print(f"written to {picture}")
 
 

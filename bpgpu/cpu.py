@@ -16,7 +16,7 @@ import numpy as np
 
 from .backend import Program
 from .kernels import kernel, records
-from .kernels.machine import GRAIN, Lanes, lanes
+from .kernels.machine import CHUNK, GRAIN, Lanes, lanes
 from .launching import KernelBackend, new_record
 
 Array = np.ndarray[Any, Any]
@@ -152,6 +152,7 @@ class CPUBackend(KernelBackend):
             raise ValueError(f"threads is {threads!r}; expected a positive integer, or None for all CPUs of this process")
         super().__init__()
         self.threads = threads or thread_count()
+        self._wanted = 6 * self.threads if self.threads > 1 else 1  # blocks of a product
         self._team: Team | None = None
 
     @property
@@ -201,23 +202,48 @@ class CPUBackend(KernelBackend):
             yield
 
     def _launch_product(self, name: str, dtype: str, option: str, product: Array, job: Array, *alive: Any) -> None:
-        M, N = int(product["M"]), int(product["N"])
-        rows, cols = product["row_block"], product["col_block"] = self._blocks(name, M, N, lanes(dtype))
+        M, N, K = (int(product[size]) for size in "MNK")
+        rows, cols = product["row_block"], product["col_block"] = self._blocks(name, M, N, K, lanes(dtype))
         product["finish"], product["finish_job"] = kernel(name, dtype, option), _address(job)
-        self._launch("product", dtype, (), product, -(-M // rows) * -(-N // cols), job, *alive)
+        blocks, program = -(-M // rows) * -(-N // cols), self.recorder
+        few = blocks < self._wanted and K > CHUNK
+        if few and isinstance(program, CPUProgram) and not program.joining:
+            self._launch_chunks(dtype, product, blocks, job, *alive)
+        else:
+            self._launch("product", dtype, (), product, blocks, job, *alive)
+
+    def _launch_chunks(self, dtype: str, product: Array, blocks: int, *alive: Any) -> None:
+        """A product in two stages: the chunks of k on their own, so that there is work for all threads, then their sum."""
+        M, N, K = (int(product[size]) for size in "MNK")
+        sums = np.empty((-(-K // CHUNK), M, N), dtype)
+        B_k = sums.itemsize if product["B_transposed"] else product["B_row"]
+        with self.together():
+            for k, target in zip(range(0, K, CHUNK), sums, strict=True):
+                chunk, job = product.copy(), new_record(records.UPDATE, parameter=_address(target), row=target.strides[0])
+                chunk["A"], chunk["B"], chunk["K"] = (
+                    product["A"] + k * product["A_k"],
+                    product["B"] + k * B_k,
+                    min(CHUNK, K - k),
+                )
+                chunk["finish"], chunk["finish_job"] = kernel("dense_gradient", dtype, "store"), _address(job)
+                self._launch("product", dtype, (), chunk, blocks, job, sums, *alive)
+        whole = new_record(
+            records.CHUNKS, sums=_address(sums), sums_row=sums.strides[1], sums_chunk=sums.strides[0], chunks=len(sums),
+            product=product,
+        )  # fmt: skip
+        self._launch("add_chunks", dtype, (), whole, blocks, sums, *alive)
 
     def _launch_gradient(self, dtype: str, rule: str, product: Array, job: Array, sums: Array, *alive: Any) -> None:
         with self.together():
             self._launch_product("dense_gradient", dtype, rule, product, job, *alive)
             self._launch("column_sum", dtype, (rule,), sums, int(sums["columns"]), *alive)
 
-    def _blocks(self, name: str, M: int, N: int, V: Lanes) -> tuple[int, int]:
+    def _blocks(self, name: str, M: int, N: int, K: int, V: Lanes) -> tuple[int, int]:
         """Rows and columns of a thread's block of C: evenly cut, and so small that every thread has several."""
         most_rows, most_cols = (256, 128) if name == "dense_forward" else (128, 256)
         rows, cols = _even(M, most_rows, V.rows), _even(N, most_cols, V.width)
-        wanted = 6 * self.threads if self.threads > 1 else 1
-        while -(-M // rows) * -(-N // cols) < wanted:
-            shorter, narrower = rows > 4 * V.rows, cols > V.width
+        while -(-M // rows) * -(-N // cols) < self._wanted:
+            shorter, narrower = rows > 4 * V.rows, cols > (2 if K > CHUNK else 1) * V.width
             # a gradient's rows first: two threads that write to the same rows of W take each other's cache lines away
             if shorter and (name == "dense_gradient" or not narrower):
                 rows = _even(M, rows // 2, V.rows)

@@ -13,6 +13,7 @@ from typing import Any
 # name of a kernel: file and function that make it
 _MAKERS = {
     "product": ("product", "product"),
+    "add_chunks": ("product", "add_chunks"),
     "dense_forward": ("dense_forward", "finish"),
     "hidden_delta": ("hidden_delta", "finish"),
     "dense_gradient": ("dense_gradient", "finish"),

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .machine import CHUNK, Lanes
-from .records import PRODUCT
+from .records import CHUNKS, PRODUCT, offset
 from .team import call, record
 from .vector import (
     copy_bytes,
@@ -129,6 +129,22 @@ def _pack_transposed(V: Lanes) -> Any:
     return pack_transposed
 
 
+@njit
+def block_of(job: int, item: int) -> tuple[int, int, int, int]:
+    """First row, rows, first column and columns of a block of C.
+
+    The blocks come in such an order that half of them are half of the units of a layer, in all three products.
+    """
+    p = record(PRODUCT, job)
+    if p.B_transposed:
+        col_blocks = (p.N + p.col_block - 1) // p.col_block
+        row, col = item // col_blocks * p.row_block, item % col_blocks * p.col_block
+    else:
+        row_blocks = (p.M + p.row_block - 1) // p.row_block
+        row, col = item % row_blocks * p.row_block, item // row_blocks * p.col_block
+    return row, min(p.row_block, p.M - row), col, min(p.col_block, p.N - col)
+
+
 def product(V: Lanes) -> Callable[..., None]:
     """The kernel for one dtype; its job is a PRODUCT record."""
     wide, narrow = _rows_product(V, V.vectors), _rows_product(V, 1)
@@ -142,14 +158,7 @@ def product(V: Lanes) -> Callable[..., None]:
         p = record(PRODUCT, job)
         panels, block, square, columns_of_A = scratch, scratch + BLOCK, scratch + SQUARE, scratch + COLUMNS
         C_row = p.col_block * size
-        # blocks in such an order that half of them are half of the units of a layer, in all three products
-        if p.B_transposed:
-            col_blocks = (p.N + p.col_block - 1) // p.col_block
-            row, col = item // col_blocks * p.row_block, item % col_blocks * p.col_block
-        else:
-            row_blocks = (p.M + p.row_block - 1) // p.row_block
-            row, col = item % row_blocks * p.row_block, item // row_blocks * p.col_block
-        rows, cols = min(p.row_block, p.M - row), min(p.col_block, p.N - col)
+        row, rows, col, cols = block_of(job, item)
         for k in range(0, p.K, CHUNK):
             K = min(CHUNK, p.K - k)
             A, A_k = p.A + row * p.A_row + k * p.A_k, p.A_k
@@ -182,3 +191,26 @@ def product(V: Lanes) -> Callable[..., None]:
         call(p.finish, (p.finish_job, block, C_row, square, row, rows, col, cols))
 
     return product
+
+
+def add_chunks(V: Lanes) -> Callable[..., None]:
+    """Where blocks are too few for the threads, the chunks are products of their own: this adds them up, in ascending order,
+    and finishes.  The job is a CHUNKS record."""
+    lanes, size, BLOCK, SQUARE = V.lanes, V.itemsize, V.block_start, V.square_start
+    WHOLE = offset(CHUNKS, "product")
+
+    def add_chunks(job: int, scratch: int, step: int, item: int) -> None:
+        p, whole = record(CHUNKS, job), record(PRODUCT, job + WHOLE)
+        block, C_row = scratch + BLOCK, whole.col_block * size
+        row, rows, col, cols = block_of(job + WHOLE, item)
+        for r in range(rows):
+            for c in range(0, cols, lanes):
+                count, chunk = min(lanes, cols - c), p.sums + (row + r) * p.sums_row + (col + c) * size
+                total = load_up_to(V, chunk, count)
+                for _ in range(1, p.chunks):
+                    chunk += p.sums_chunk
+                    total = total + load_up_to(V, chunk, count)
+                store(block + r * C_row + c * size, total)
+        call(whole.finish, (whole.finish_job, block, C_row, scratch + SQUARE, row, rows, col, cols))
+
+    return add_chunks

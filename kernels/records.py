@@ -30,6 +30,7 @@ ENTRY = _words("kernel", "job", "items", "together", "all_items")  # the last tw
 PRODUCT = _words(
     "A", "A_row", "A_k", "B", "B_row", "B_transposed", "M", "N", "K", "row_block", "col_block", "finish", "finish_job"
 )  # fmt: skip
+CHUNKS = _words("sums", "sums_row", "sums_chunk", "chunks", product=PRODUCT)
 SPLIT = _words("partials", "arrived", "steps")  # on the GPU: how a product's sums are cut over blocks
 FORWARD = _words("bias", "A", "A_row", "Z", "Z_row")
 HIDDEN = _words("saved", "saved_row", "dZ", "dZ_row")

@@ -284,6 +284,26 @@ def test_dense_update_is_gradient_then_update(
             assert_same_bits(hand, wanted, name)
 
 
+@pytest.mark.parametrize("shape", [(32, 784, 128), (5, 700, 33), (1, 1000, 10), (33, 257, 7), (9, 1300, 300)], ids=name_of)
+def test_chunks_of_few_blocks_on_several_threads(
+    shape: tuple[int, int, int], dtype: np.dtype, cpu: Backend, rng: np.random.Generator
+) -> None:
+    """A recorded product with fewer blocks than the threads want goes chunk by chunk: to the same bits."""
+    n, i, o = shape
+    X, W, b = numbers(rng, n, i, dtype=dtype), numbers(rng, i, o, dtype=dtype), numbers(rng, o, dtype=dtype)
+    dZ, V = numbers(rng, n, i, dtype=dtype), numbers(rng, o, i, dtype=dtype)
+    saved = numbers(rng, n, o, dtype=dtype)
+    wanted = cpu.dense_forward(X, W, b, "tanh"), cpu.hidden_delta(dZ, V, saved, "tanh")
+    with fenced(dtype, (n, o), (n, o), (n, o)) as (A, Z, dX):
+        with cpu.capture() as program:
+            cpu.dense_forward(X, W, b, "tanh", A=A, Z=Z)
+            cpu.hidden_delta(dZ, V, saved, "tanh", dZ_below=dX)
+        program.run(0, 2)
+        assert_same_bits(A, wanted[0])
+        assert_same_bits(dX, wanted[1])
+        assert_same_bits(Z, cpu.dense_forward(X, W, b))
+
+
 @pytest.mark.parametrize("length", [1, 2, 255, 256, 257, 512, 513, 1000])
 def test_total(length: int, dtype: np.dtype, cpu: Backend, rng: np.random.Generator) -> None:
     losses = numbers(rng, length, dtype=dtype)

@@ -1,0 +1,54 @@
+"""The benchmarks' own competitors run in their processes, and what they say is judged rightly."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.runner import check
+
+ROOT = Path(__file__).parent.parent
+
+
+def said(*job: str) -> dict:
+    command = [sys.executable, "-m", "bench.competitors", *job]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    "job", [("step", "bpgpu"), ("optimizer", "bpgpu adam"), ("inference", "bpgpu"), ("inference", "floor")]
+)
+def test_timed(job: tuple[str, str]) -> None:
+    result = said(*job, "small", "--seconds", "0", "--least", "1")
+    assert result["ms"] > 0 and result["flops"] > 0
+    if job[0] == "inference" and job[1] == "bpgpu":
+        assert sum(result["first"]) == pytest.approx(1)
+    elif job[1] != "floor":
+        assert len(result["first"]) == 3 and all(0 < moved < 1 for moved in result["first"])
+
+
+def test_memory() -> None:
+    result = said("memory", "bpgpu", "small")
+    assert 0 < result["imported"] < result["peak"]
+
+
+def test_fit() -> None:
+    result = said("fit", "bpgpu", "mnist", "--data", "bpgpu/mnist10k", "--epochs", "1")
+    (epoch,) = result["epochs"]
+    assert not result["reached"] and epoch["seconds"] > 0 and 0.7 < epoch["accuracy"] < 0.98
+
+
+def test_check() -> None:
+    def first(competitor: str, *numbers: float) -> dict:
+        return {"competitor": competitor, "network": "n", "first": list(numbers)}
+
+    runs = [{**first("floor"), "first": None}, first("bpgpu", 0.1, 0.2), first("torch", 0.1, 0.201)]
+    check(runs)
+    with pytest.raises(SystemExit, match="jax computes something else than torch on n"):
+        check([*runs, first("jax", 0.1, 0.3)])
+    check([*runs, first("jax", 0.1, 0.3)], slack=0.1)
