@@ -27,8 +27,8 @@ class Distort:
     shear        and shears by a factor uniform from (-shear, shear)
     translation  t is uniform from (-translation, translation) pixels in either direction
 
-    What is drawn comes from the generator that fit gives with the batch: a function of the network's seed, the epoch and the step
-    alone.  ImportError: SciPy is not installed.  ValueError: a number is not what it should be.
+    What is drawn comes from the generator that fit gives with the batch, a function of the network's seed, the epoch and the
+    step alone.  ImportError: SciPy is not installed.  ValueError: a number is not what it should be.
     """
 
     def __init__(
