@@ -11,6 +11,7 @@ from . import plots, schedules
 from .backend import Backend, BackendUnavailable, backends, get_backend
 from .callbacks import AdaptiveRate, Callback, Checkpoint, EarlyStopping, Log, ProgressBar, TensorBoard
 from .data import Data, load_data, mnist10k
+from .distort import Distort
 from .export import from_torch_state_dict, to_numpy_function, to_onnx, to_torch_state_dict
 from .files import load
 from .fitting import Diverged, History, Progress
@@ -32,8 +33,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ACTIVATIONS", "LOSSES", "MLP", "SGD", "Adagrad", "Adam", "AdamW", "AdaptiveRate", "Backend", "BackendUnavailable",
-    "Backward", "Callback", "Checkpoint", "Data", "Diverged", "EarlyStopping", "ExampleNorms", "Health", "History", "Log",
-    "NoiseScale", "Optimizer", "Passes", "Progress", "ProgressBar", "RMSprop", "Reverse", "Reversed", "TensorBoard",
+    "Backward", "Callback", "Checkpoint", "Data", "Distort", "Diverged", "EarlyStopping", "ExampleNorms", "Health", "History",
+    "Log", "NoiseScale", "Optimizer", "Passes", "Progress", "ProgressBar", "RMSprop", "Reverse", "Reversed", "TensorBoard",
     "backends", "fit_lbfgs", "from_torch_state_dict", "get_backend", "load", "load_data", "mnist10k", "plots", "schedules",
     "to_numpy_function", "to_onnx", "to_torch_state_dict",
 ]  # fmt: skip
