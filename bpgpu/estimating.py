@@ -97,6 +97,12 @@ class Perceptron(BaseEstimator):
             factors = compute_sample_weight(by_class, y).astype(X.dtype)
             weight = factors if weight is None else weight * factors
         held_back = self._validation_data(*validation)
+        if held_back is not None and self.solver == "lbfgs":
+            raise ValueError("X_val and y_val go with solver='sgd' or 'adam'; 'lbfgs' has no epochs")
+        if not fresh and self._hidden != self.network_.layers[1:-1]:
+            raise ValueError(
+                f"hidden_layer_sizes is {self.hidden_layer_sizes}; the network that goes on has {self.network_.layers[1:-1]}"
+            )
         if fresh or not incremental:
             self._random_state = check_random_state(self.random_state)
         if fresh:
@@ -108,6 +114,10 @@ class Perceptron(BaseEstimator):
             X, targets, weight, held_back = self._hold_back(X, targets, weight)
         self._fit_in_steps(X, targets, weight, held_back, incremental)
         return self
+
+    @property
+    def _hidden(self) -> tuple[Any, ...]:
+        return tuple(np.atleast_1d(self.hidden_layer_sizes).tolist())
 
     def _checked(self, X: Any, y: Any, *, reset: bool, dtype: Any) -> tuple[Any, Any]:
         """X of a dtype of the network, dense or as rows (csr), and y dense."""
@@ -123,7 +133,7 @@ class Perceptron(BaseEstimator):
         """A new network for targets of so many columns, its weights and biases drawn as scikit-learn draws them (Glorot and
         Bengio, 2010)."""
         loss, outputs = self._loss_and_outputs(columns)
-        hidden = np.atleast_1d(self.hidden_layer_sizes).tolist() if np.size(self.hidden_layer_sizes) else []
+        hidden = self._hidden
         if not isinstance(self.activation, str) and len(self.activation) != len(hidden):
             raise ValueError(f"{len(self.activation)} activations for {len(hidden)} hidden layers; expected one for each")
         names = [self.activation] * (len(hidden) + 1) if isinstance(self.activation, str) else list(self.activation)

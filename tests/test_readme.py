@@ -25,7 +25,7 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
         exec(block.replace("epochs=5", "epochs=1"), names)
     net, data = names["net"], names["data"]
     assert names["history"].validation_accuracy[-1] > 0.8 and (tmp_path / "model.safetensors").exists()
-    assert names["search"].best_score_ > 0.9
+    assert names["search"].best_score_ > 0.75
     assert np.isfinite(net.evaluate(data.X_test, data.y_test)[0])
     np.testing.assert_allclose(names["A"], np.maximum(names["X"] @ names["W"], 0), atol=1e-12)
     np.testing.assert_allclose(names["dW"], names["X"].T @ names["dZ"], atol=1e-12)
