@@ -16,9 +16,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 
 @pytest.mark.parametrize("document", ["lesson.md", "inside.md", "index.md"])
-def test_what_is_printed_is_what_the_document_says(
-    document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_printed_is_what_the_document_says(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (DOCS / document).read_text(encoding="utf-8")
     blocks = re.findall(r"```(python|text)\n(.*?)```", text, re.S)
     assert sum(kind == "text" for kind, _ in blocks) >= 5
