@@ -20,6 +20,7 @@ import numpy as np
 from . import initializers, per_example
 from .backend import DTYPES, Array, Backend, BackendUnavailable, check_pair, get_backend
 from .checks import amount, as_labels, as_matrix, as_numbers, as_targets, as_weights, nearest, on_gpu, readable_bytes
+from .inference import Inference
 from .initializers import Initializer
 from .kernels.names import ACTIVATIONS, LOSSES, SAVES_Z
 from .optim import Optimizer
@@ -315,10 +316,10 @@ class MLP:
 
     def outputs(self, X: Any) -> Array:
         """a[L] for every row of X: (n, outputs), where X is: a NumPy array, or CuPy's for an X on the GPU."""
-        X, b = self.rows(X), self.backend
-        blocks = [self._forward_only(b.asarray(X[s : s + BLOCK])) for s in range(0, len(X), BLOCK)]
-        if not on_gpu(X):
-            blocks = [b.to_numpy(block) for block in blocks]
+        X, b, blocks = self.rows(X), self.backend, []
+        for s in range(0, len(X), BLOCK):
+            with self._inference.of(self, X[s : s + BLOCK]) as (_, A):
+                blocks.append(b.copy(A) if on_gpu(X) else np.array(b.to_numpy(A)))
         return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
     def predict(self, X: Any) -> Array:
@@ -346,14 +347,13 @@ class MLP:
         for s in range(0, len(X), BLOCK):
             e = min(s + BLOCK, len(X))
             target = b.asarray(y[s:e])
-            Z = self._logits(b.asarray(X[s:e]))
-            b.output_delta(
-                Z, target, self.loss, self.output_activation, losses=losses[s:e],
-                scale=b.asarray(scale if len(scale) == 1 else scale[s:e]),
-            )  # fmt: skip
-            if self.loss in _OUTPUTS:
-                a = b.activate(Z, self.output_activation, A=Z)
-                right += self._right(a if on_gpu(y) else b.to_numpy(a), y[s:e])
+            with self._inference.of(self, X[s:e]) as (Z, A):
+                b.output_delta(
+                    Z, target, self.loss, self.output_activation, losses=losses[s:e],
+                    scale=b.asarray(scale if len(scale) == 1 else scale[s:e]),
+                )  # fmt: skip
+                if self.loss in _OUTPUTS:
+                    right += self._right(A if on_gpu(y) else b.to_numpy(A), y[s:e])
         return self._sum(losses), (right / len(X) if self.loss in _OUTPUTS else None)
 
     def _right(self, a: Array, y: Array) -> float:
@@ -361,17 +361,6 @@ class MLP:
         if self.loss == "cross_entropy":
             return float((self._decided(a) == (y if y.ndim == 1 else y.argmax(axis=1))).sum())
         return float((self._decided(a) == (y > 0.5)).mean(axis=1).sum())
-
-    def _logits(self, X: Array) -> Array:
-        """z of the output layer, nothing else kept."""
-        A = X
-        for l, activation in enumerate((*self.activations, "identity")):
-            A = self.backend.dense_forward(A, self.weights[l], self.biases[l], activation)
-        return A
-
-    def _forward_only(self, X: Array) -> Array:
-        Z = self._logits(X)
-        return self.backend.activate(Z, self.output_activation, A=Z)
 
     def _sum(self, losses: Array) -> float:
         total = self.backend.empty((1,), self.dtype)
@@ -477,8 +466,8 @@ class MLP:
         save(self, path)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For pickle and copy: without what optimizers keep for it."""
-        b, left_out = self.backend, ("weights", "biases", "_trainers")
+        """For pickle and copy: without what optimizers keep for it and what is recorded."""
+        b, left_out = self.backend, ("weights", "biases", "_trainers", "_inference")
         state = {name: value for name, value in vars(self).items() if name not in left_out}
         return state | {"backend": (b.name, b.precision), "_theta": np.array(b.to_numpy(self._theta))}
 
@@ -498,6 +487,7 @@ class MLP:
         weights, biases = self.views(theta)
         self.weights, self.biases = (Views(arrays, self.backend.write) for arrays in (weights, biases))
         self._trainers: WeakKeyDictionary[Optimizer, Trainer] = WeakKeyDictionary()
+        self._inference = Inference()
 
     def __repr__(self) -> str:
         kinds = dict.fromkeys(self.activations)
