@@ -466,7 +466,7 @@ class MLP:
         save(self, path)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For pickle and copy: without what optimizers keep for it."""
+        """For pickle and copy: without what optimizers keep for it and what is recorded."""
         b, left_out = self.backend, ("weights", "biases", "_trainers", "_inference")
         state = {name: value for name, value in vars(self).items() if name not in left_out}
         return state | {"backend": (b.name, b.precision), "_theta": np.array(b.to_numpy(self._theta))}

@@ -344,7 +344,7 @@ def test_sparse_data_give_the_bits_of_dense_data(kind: str, form: Any, monkeypat
 
 def test_a_sparse_matrix_is_never_dense_as_a_whole(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bpgpu.training.SLAB_BYTES", 1 << 23)
-    n, features = 12_000, 5000  # 240 MB as float32
+    n, features = 24_000, 2500  # 240 MB as float32
     X = sparse.random_array((n, features), density=0.001, format="csr", dtype=np.float32, rng=rng)
     y = rng.integers(0, 2, n)
     clf = MLPClassifier(hidden_layer_sizes=(4,), max_iter=1, batch_size=64, random_state=0, early_stopping=True)
