@@ -353,7 +353,7 @@ def test_a_sparse_matrix_is_never_dense_as_a_whole(rng: np.random.Generator, mon
     clf.predict(X)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 60e6 and np.isfinite(clf.loss_)
+    assert peak < 80e6 and np.isfinite(clf.loss_)  # a third of that
 
 
 def test_labels_may_be_strings_and_frames_have_names() -> None:
