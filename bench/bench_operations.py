@@ -230,7 +230,7 @@ def test_step(benchmark: BenchmarkFixture, backend: Backend, name: str) -> None:
     backend.write(step.X, X)
     backend.write(step.y, y)
     with backend.capture() as program:
-        step.record(trainer.losses, trainer)
+        step.record(trainer.losses, trainer.norms, trainer)
     program.run()
     reference = numpy_step(network, threads=0)
     loss = reference.call()
@@ -239,4 +239,4 @@ def test_step(benchmark: BenchmarkFixture, backend: Backend, name: str) -> None:
     assert reference.weights is not None
     for W, expected in zip(net.weights, reference.weights(), strict=True):
         assert (abs(backend.to_numpy(W) - expected) <= eps).all()  # the step's largest moves are some hundred eps
-    time_it(benchmark, backend, lambda: step.record(trainer.losses, trainer), **{"GFLOP/s": network.flops})
+    time_it(benchmark, backend, lambda: step.record(trainer.losses, trainer.norms, trainer), **{"GFLOP/s": network.flops})
