@@ -9,6 +9,7 @@ from . import plots, schedules
 from .backend import Backend, BackendUnavailable, backends, get_backend
 from .callbacks import AdaptiveRate, Callback, Checkpoint, EarlyStopping, Log, ProgressBar, TensorBoard
 from .data import Data, load_data, mnist10k
+from .export import from_torch_state_dict, to_numpy_function, to_onnx, to_torch_state_dict
 from .files import load
 from .fitting import Diverged, History, Progress
 from .health import Health
@@ -25,5 +26,6 @@ __all__ = [
     "ACTIVATIONS", "LOSSES", "MLP", "SGD", "Adagrad", "Adam", "AdamW", "AdaptiveRate", "Backend", "BackendUnavailable",
     "Backward", "Callback", "Checkpoint", "Data", "Diverged", "EarlyStopping", "ExampleNorms", "Health", "History", "Log",
     "NoiseScale", "Optimizer", "Passes", "Progress", "ProgressBar", "RMSprop", "Reverse", "Reversed", "TensorBoard",
-    "backends", "fit_lbfgs", "get_backend", "load", "load_data", "mnist10k", "plots", "schedules",
+    "backends", "fit_lbfgs", "from_torch_state_dict", "get_backend", "load", "load_data", "mnist10k", "plots", "schedules",
+    "to_numpy_function", "to_onnx", "to_torch_state_dict",
 ]  # fmt: skip

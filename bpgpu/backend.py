@@ -14,7 +14,7 @@ import math
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -51,14 +51,14 @@ class Program(ABC):
 
 
 class Buffer:
-    """Room on the device for rows of an array on the host, filled beside the operations that are under way."""
+    """Room on the device for rows that come from the host, filled beside the operations that are under way."""
 
     def __init__(self, backend: Backend, shape: tuple[int, ...], dtype: Any) -> None:
         self.array = backend.empty(shape, dtype)
 
-    def fill(self, source: np.ndarray[Any, Any], order: np.ndarray[Any, Any]) -> None:
-        """array[k] = source[order[k]]:  begins when all is done that was issued before the last Backend.join."""
-        np.take(source, order, axis=0, out=self.array[: len(order)])
+    def fill(self, rows: int, read: Callable[[np.ndarray[Any, Any]], None]) -> None:
+        """Let `read` write array[:rows]:  begins when all is done that was issued before the last Backend.join."""
+        read(self.array[:rows])
 
 
 class Backend(ABC):

@@ -98,26 +98,31 @@ def as_numbers(value: Any, name: str) -> np.ndarray:
     raise TypeError(f"{name} holds {what}, dtype {array.dtype}; expected bools, integers or floats: {mend}")
 
 
-def as_matrix(X: Any, *, dtype: npt.DTypeLike, width: int | None = None, name: str = "X") -> np.ndarray:
+def as_matrix(X: Any, *, dtype: npt.DTypeLike, width: int | None = None, name: str = "X", first_row: int = 0) -> np.ndarray:
     """Return `X` as a C-contiguous (rows, columns) array of `dtype` (np.float32 or np.float64), all finite.
 
-    At least one row and one column; `width`, where given, is the number of columns.
+    At least one row and one column; `width`, where given, is the number of columns, and `first_row` what errors count from.
     TypeError: see `as_numbers`. ValueError: the shape, a nan or an infinity (the first one is named), a value
     too large for `dtype`.
     """
     array = as_numbers(X, name)
-    if array.ndim != 2:
+    check_matrix(array.shape, width, name)
+    return _finite(array, dtype, name, first_row)
+
+
+def check_matrix(shape: tuple[int, ...], width: int | None, name: str) -> None:
+    """Raise ValueError unless it is the shape of a matrix with a row at least, and `width` columns where that is given."""
+    if len(shape) != 2:
         mend = (
             f"a single number is {name} = [[number]]",
             f"use {name}.reshape(1, -1) for one row or {name}.reshape(-1, 1) for one column",
             f"use {name}.reshape(len({name}), -1)",
-        )[min(array.ndim, 2)]
-        raise ValueError(f"{name} has shape {array.shape}; expected 2-D (rows, columns): {mend}")
-    if 0 in array.shape:
-        raise ValueError(f"{name} has shape {array.shape}; expected at least one row and one column")
-    if width is not None and array.shape[1] != width:
-        raise ValueError(f"{name} has {array.shape[1]} columns (shape {array.shape}); expected {width}")
-    return _finite(array, dtype, name)
+        )[min(len(shape), 2)]
+        raise ValueError(f"{name} has shape {shape}; expected 2-D (rows, columns): {mend}")
+    if 0 in shape:
+        raise ValueError(f"{name} has shape {shape}; expected at least one row and one column")
+    if width is not None and shape[1] != width:
+        raise ValueError(f"{name} has {shape[1]} columns (shape {shape}); expected {width}")
 
 
 def as_labels(y: Any, *, n: int, classes: int, name: str = "y") -> np.ndarray:
@@ -191,7 +196,7 @@ def _column(array: np.ndarray, n: int, name: str) -> np.ndarray:
     return array
 
 
-def _finite(array: np.ndarray, dtype: npt.DTypeLike, name: str) -> np.ndarray:
+def _finite(array: np.ndarray, dtype: npt.DTypeLike, name: str, first_row: int = 0) -> np.ndarray:
     """`array` as `_plain` gives it; a finite sum shows that all is, with no temporary."""
     with np.errstate(all="ignore"):
         out = _plain(array, dtype)
@@ -202,10 +207,11 @@ def _finite(array: np.ndarray, dtype: npt.DTypeLike, name: str) -> np.ndarray:
         return out
     first = np.unravel_index(int(finite.argmin()), finite.shape)
     given = array[first]  # before the conversion
+    where = _at(name, (first[0] + first_row, *first[1:]))
     if not np.isfinite(given):
-        raise ValueError(f"{_at(name, first)} is {given!s}; expected finite numbers: fill in or drop such rows")
+        raise ValueError(f"{where} is {given!s}; expected finite numbers: fill in or drop such rows")
     mend = 'scale it, or use dtype="float64"' if out.dtype == np.float32 else "scale it"
-    raise ValueError(f"{_at(name, first)} is {given!s}, too large for {out.dtype}: {mend}")
+    raise ValueError(f"{where} is {given!s}, too large for {out.dtype}: {mend}")
 
 
 def _plain(array: Any, dtype: npt.DTypeLike) -> np.ndarray:

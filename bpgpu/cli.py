@@ -1,4 +1,4 @@
-"""The command line: bpgpu train, predict, trace, check and info."""
+"""The command line: bpgpu train, predict, export, trace, check and info."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from . import __version__
 from .backend import BackendUnavailable
 from .callbacks import Callback, Checkpoint, ProgressBar
 from .data import Data, load_data, mnist10k
-from .files import load
+from .files import load, write_whole
 from .fitting import Diverged
 from .kernels.names import ACTIVATIONS, LOSSES
 from .labels import CLASSIFIES
 from .mlp import MLP
 from .optim import SGD
 from .random import SPLIT, permutation
+from .streams import Part, Rows
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, TypeError, OSError, MemoryError, BackendUnavailable, Diverged) as error:
+    except (ValueError, TypeError, OSError, MemoryError, ImportError, BackendUnavailable, Diverged) as error:
         print(f"bpgpu: {error or type(error).__name__}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -59,8 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.set_defaults(run=_train)
     add = train.add_argument
-    add("--data", help="directory or file: IDX (MNIST-style), .npz, .npy, .csv (default: a part of MNIST)")
-    add("--target", help="name or number of the target column of a CSV file")
+    add("--data", help="directory or file: IDX (MNIST-style), .npz, .npy, .csv, .parquet (default: a part of MNIST)")
+    add("--target", help="name or number of the target column of a CSV or Parquet file")
     add("--hidden", type=_sizes, default=(1024, 1024), metavar="N,N,...", help="units of the hidden layers; 0 for none")
     add("--activation", default="relu", metavar="NAME[,NAME...]", help=f"one, or one a hidden layer: {', '.join(ACTIVATIONS)}")
     add("--loss", help=f"{', '.join(LOSSES)} (default: cross_entropy for labels, squared_error for numbers)")
@@ -89,9 +90,18 @@ def _parser() -> argparse.ArgumentParser:
     predict.set_defaults(run=_predict)
     predict.add_argument("model", metavar="MODEL")
     predict.add_argument("data", metavar="DATA", help="directory or file, as for train; labels may be missing")
-    predict.add_argument("--target", help="name or number of the target column of a CSV file")
+    predict.add_argument("--target", help="name or number of the target column of a CSV or Parquet file")
     predict.add_argument("--proba", action="store_true", help="print the probabilities of all classes instead")
     predict.add_argument("--backend", default="cpu", help="cpu, cuda, auto or numpy")
+
+    export = commands.add_parser("export", help="write a saved network for other software")
+    export.set_defaults(run=_export)
+    export.add_argument("model", metavar="MODEL")
+    export.add_argument("output", metavar="OUT", help="the file to write")
+    export.add_argument(
+        "--format", required=True, choices=("onnx", "numpy", "torch"),
+        help="onnx; numpy: a Python file that needs NumPy alone; torch: a state_dict of nn.Sequential, as safetensors",
+    )  # fmt: skip
 
     trace = commands.add_parser(
         "trace",
@@ -149,7 +159,7 @@ def _train(options: argparse.Namespace) -> int:
     if data.y is None:
         raise ValueError(f"{data.name} has no labels to train on")
     net = _network(options, data)
-    (X, y), validation, test = _parts(data, options.validation, options.seed)
+    (X, y), validation, test = _parts(data, net.rows(data.X), options.validation, options.seed)
     optimizer = SGD(options.learning_rate, options.momentum, weight_decay=options.weight_decay)
     print(f"{data.name}: {len(X):,} examples to train on, {len(validation[0]):,} to validate, {len(test[0]):,} to test")
     print(net)
@@ -197,9 +207,9 @@ def _network(options: argparse.Namespace, data: Data) -> MLP:
     return net
 
 
-def _parts(data: Data, share: float, seed: int) -> tuple[Any, Any, Any]:
+def _parts(data: Data, X: Any, share: float, seed: int) -> tuple[Any, Any, Any]:
     """(X, y) to train on, to validate and to test; held out of the training data what the data set does not have."""
-    X, y = data.X, data.y
+    y = data.y
     assert y is not None
     order = permutation(seed, SPLIT, len(X))
     count = math.ceil(share * len(X))
@@ -209,11 +219,15 @@ def _parts(data: Data, share: float, seed: int) -> tuple[Any, Any, Any]:
             f"{data.name} has {len(X)} examples, too few to hold out {wanted}; give more data or a smaller --validation"
         )
     validation, rest = order[:count], order[count:]
+
+    def part(rows: Any) -> tuple[Any, Any]:
+        return (Part(X, rows) if isinstance(X, Rows) else X[rows]), y[rows]
+
     if data.X_test is not None and data.y_test is not None:
         test = data.X_test, data.y_test
     else:
-        test, rest = (X[rest[:count]], y[rest[:count]]), rest[count:]
-    return (X[rest], y[rest]), (X[validation], y[validation]), test
+        test, rest = part(rest[:count]), rest[count:]
+    return part(rest), part(validation), test
 
 
 def _check_writable(option: str, path: str) -> None:
@@ -246,6 +260,27 @@ def _predict(options: argparse.Namespace) -> int:
     if y is not None and data.classes and net.classes and not options.proba:
         right = sum(line == data.classes[label] for line, label in zip(lines, y, strict=True))
         print(f"accuracy {right / len(lines):.2%} ({right} of {len(lines)})", file=sys.stderr)
+    return 0
+
+
+# -- export --------------------------------------------------------------------------------------------------------------
+
+
+def _export(options: argparse.Namespace) -> int:
+    from safetensors.numpy import save as to_safetensors
+
+    from . import export
+
+    _check_writable("OUT", options.output)
+    net = load(options.model, backend="numpy")
+    if options.format == "onnx":
+        content = export.to_onnx(net)
+    elif options.format == "numpy":
+        content = export.to_numpy_function(net).encode()
+    else:
+        content = to_safetensors(export.to_torch_state_dict(net))
+    write_whole(options.output, content)
+    print(f"saved {options.output}")
     return 0
 
 

@@ -121,12 +121,11 @@ class CUDABuffer(Buffer):
         self._device, self._pinned = backend.device, backend.device.pinned(shape, dtype)
         self._copied: Event | None = None
 
-    def fill(self, source: np.ndarray[Any, Any], order: np.ndarray[Any, Any]) -> None:
+    def fill(self, rows: int, read: Callable[[np.ndarray[Any, Any]], None]) -> None:
         if self._copied is not None:
             self._copied.synchronize()
-        rows = self._pinned[: len(order)]
-        np.take(source, order, axis=0, out=rows, mode="clip")  # mode "raise" would go through a copy
-        self._copied = self._device.upload(self.array[: len(order)], rows)
+        read(self._pinned[:rows])
+        self._copied = self._device.upload(self.array[:rows], self._pinned[:rows])
 
 
 class CUDABackend(KernelBackend):

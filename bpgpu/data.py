@@ -1,35 +1,34 @@
-"""Data sets: IDX (MNIST), .npy, .npz and CSV files read into `Data`, and a small MNIST that comes along."""
+"""Data sets: IDX (MNIST), .npy, .npz, CSV and Parquet files read into `Data`, and a small MNIST that comes along."""
 
 from __future__ import annotations
 
-import csv
 import gzip
-import io
 import math
-import operator
 import os
 import re
+import struct
+import zipfile
 import zlib
-from array import array as growing
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from bpgpu.checks import as_numbers
+from .checks import as_numbers
+from .streams import SPOOL_BYTES, MappedRows, Spool, memory_map
+from .tables import load_csv, load_parquet, some
 
 __all__ = ["Data", "load_data", "mnist10k"]
 
 _KINDS = (
     "a directory with IDX files (train-images-idx3-ubyte, ...) or with X.npy and y.npy, "
-    "or one .npz, .npy, .csv, .csv.gz, .tsv or IDX images file"
+    "or one .npz, .npy, .csv, .csv.gz, .tsv, .parquet or IDX images file"
 )
 _IDX = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-_TARGET_NAMES = ("label", "target", "class", "y")
 _MOST_CLASSES = 65_536  # integers 0 <= y < this in an array are class numbers; others are names of classes
 
 Parts = dict[str, Any]  # the arrays found, as they are, by key: "X", "y", "X_test", "y_test"
@@ -54,15 +53,18 @@ def load_data(path: str | os.PathLike[str], *, target: str | int | None = None, 
 
     A directory: IDX files under MNIST's names, or X.npy and y.npy, or X_train.npy, y_train.npy, X_test.npy,
     y_test.npy. A file: .npz with the same keys (any case); .npy or IDX images, the labels found beside it
-    (X.npy and y.npy, a.npy and a_y.npy or a_labels.npy); .csv, .csv.gz, .tsv with or without a header.
+    (X.npy and y.npy, a.npy and a_y.npy or a_labels.npy); .csv, .csv.gz, .tsv with or without a header; .parquet (extra
+    `parquet`).
 
-    target: a CSV file's target column, name or index; by default the one called label, target, class or y,
+    target: the target column of a CSV or Parquet file, name or index; by default the one called label, target, class or y,
         else the last. Text and integers there are labels (sorted into `classes`), other numbers targets.
-    labels: False reads also where the labels are missing: y is then None. (A CSV file's last column is then
+    labels: False reads also where the labels are missing: y is then None. (A table's last column is then
         a target only if it is named so.)
 
     uint8 X are divided by 255, to [0, 1]; float64 X are kept, others become float32; images are flattened.
-    A .npy X that needs no conversion stays on the disk, memory-mapped.
+    Data larger than memory: a .npy X, and a large X in a .npz that is not compressed, stay on the disk, memory-mapped; of a
+    table or of X to be converted, what is over 64 MiB goes to a file in the folder for temporary files (TMPDIR), which is
+    then mapped and goes when X does. IDX files and y are in memory.
     FileNotFoundError: no such path. ValueError, TypeError: with the file (and line) and what is expected.
     """
     if not (target is None or isinstance(target, str) or hasattr(target, "__index__")):
@@ -71,10 +73,12 @@ def load_data(path: str | os.PathLike[str], *, target: str | int | None = None, 
     kind = "/" if path.is_dir() else path.name.lower()
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; expected {_KINDS}")
-    if re.search(r"\.[ct]sv(\.gz)?$", kind):
-        return _load_csv(path, target, labels)
+    read = load_csv if re.search(r"\.[ct]sv(\.gz)?$", kind) else load_parquet if kind.endswith(".parquet") else None
+    if read is not None:
+        X, y, classes = read(path, target, labels)
+        return Data(X, y, None, None, classes, _name(path))
     if target is not None:
-        raise ValueError(f"target={target!r} was given with {path}; it is for .csv and .tsv files only")
+        raise ValueError(f"target={target!r} was given with {path}; it is for .csv, .tsv and .parquet files only")
     if kind == "/":
         return _data(path, *_read_directory(path), labels)
     if kind.endswith(".npz"):
@@ -125,8 +129,19 @@ def _features(X: Any, name: str) -> np.ndarray:
     as_numbers(X, name)
     if X.ndim < 2 or X.size == 0:
         raise ValueError(f"{name} has shape {X.shape}; expected (rows, features) or images, not empty")
-    scaled = np.divide(X, np.float32(255), dtype=np.float32, order="C") if X.dtype == np.uint8 else X
-    return _floats(scaled).reshape(len(X), -1)
+    source = memory_map(X)
+    if source is None or source.nbytes < SPOOL_BYTES or (X.dtype in (np.float32, np.float64) and X.flags.c_contiguous):
+        return _scaled(X).reshape(len(X), -1)
+    spool = Spool()
+    flat = memory_map(source.reshape(len(X), -1))
+    assert flat is not None
+    for _, block in MappedRows(flat, X.dtype).blocks():
+        spool.append(_scaled(block))
+    return spool.array()
+
+
+def _scaled(X: np.ndarray) -> np.ndarray:
+    return _floats(np.divide(X, np.float32(255), dtype=np.float32, order="C") if X.dtype == np.uint8 else X)
 
 
 def _floats(array: np.ndarray) -> np.ndarray:
@@ -179,10 +194,6 @@ def _pick(names: Collection[str], *wanted: str) -> str | None:
     return next((lower[key] for want in wanted for key in (want, want.lower()) if key in lower), None)
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:8]) + ", ..." * (len(names) > 8) or "nothing"
-
-
 def _pick_parts(names: Collection[str], read: Callable[[str], Any], suffix: str = "") -> Parts:
     part = "_train" if _pick(names, f"X_train{suffix}") else ""
     keys = {"X": f"X{part}", "y": f"y{part}", "X_test": "X_test", "y_test": "y_test"}
@@ -202,7 +213,7 @@ def _read_directory(path: Path) -> tuple[Parts, str]:
     parts = parts or _pick_parts(names, lambda name: _read_npy(path / name), ".npy")
     npy = "X.npy and y.npy, or X_train.npy, y_train.npy, X_test.npy, y_test.npy"
     idx = "train-images-idx3-ubyte, train-labels-idx1-ubyte and t10k-... (.gz or not)"
-    return parts, f"it holds {_some(names)}; expected {npy}, or {idx}"
+    return parts, f"it holds {some(names)}; expected {npy}, or {idx}"
 
 
 def _read_pair(
@@ -234,11 +245,30 @@ def _read_npy(path: Path) -> np.ndarray:
 def _read_npz(path: Path) -> tuple[Parts, str]:
     with _opened(path) as file, np.load(file, allow_pickle=False) as archive:
         names = archive.files
-        parts = _pick_parts(names, archive.__getitem__)
+        parts = _pick_parts(names, lambda name: archive[name] if (X := _mapped_member(path, name)) is None else X)
     return (
         parts,
-        f"it holds {_some(names)}; expected the keys X and y, or X_train, y_train, X_test and y_test",
+        f"it holds {some(names)}; expected the keys X and y, or X_train, y_train, X_test and y_test",
     )
+
+
+def _mapped_member(path: Path, name: str) -> np.ndarray | None:
+    """A large array of a .npz file that is stored as it is, mapped; None for the others, which are better read."""
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        member = next((info for info in archive.infolist() if info.filename == f"{name}.npy"), None)
+        if member is None or member.compress_type != zipfile.ZIP_STORED or member.file_size < SPOOL_BYTES:
+            return None
+        file.seek(member.header_offset)
+        name_length, extra_length = struct.unpack("<26x2H", file.read(30))
+        file.seek(member.header_offset + 30 + name_length + extra_length)
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+        if read is None:
+            return None
+        shape, by_columns, dtype = read(file)
+        if dtype.hasobject:
+            return None
+        return np.memmap(path, dtype, "r", file.tell(), shape, "F" if by_columns else "C")
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -274,119 +304,3 @@ def _read_idx(path: Path, what: str, is_right: Callable[[int], bool]) -> np.ndar
         size = f"{promised} bytes, shape {shape}," if len(raw) >= start else f"a header of {start} bytes"
         raise ValueError(f"{path} promises {size} but holds {len(raw)} bytes, it is corrupt: fetch it again")
     return np.frombuffer(raw, dtype, offset=start).reshape(shape)
-
-
-# CSV
-
-
-def _load_csv(path: Path, target: str | int | None, labels: bool) -> Data:
-    rows = _csv_rows(path)
-    head = list(islice(rows, 2)) or [(1, [])]
-    first, second = head[0][1], head[-1][1]
-    width, header = len(first), [cell.strip() for cell in first]
-    if target in header or _is_header(first, second):
-        head.pop(0)
-    else:
-        header = []
-    t = _target_column(path, header or list(map(str, range(width))), target, labels)
-    features = [column for column in range(width) if column != t]
-    if not features:
-        found = f"has {width} column" if width else "is empty"
-        raise ValueError(f"{path} {found}; expected a target column and at least one column of numbers")
-
-    def bad(line: int, column: int, cell: str, expected: str) -> ValueError:
-        title = f" ({header[column]!r})" if header else ""
-        what = repr(cell.strip()) if cell.strip() else "empty"
-        return ValueError(f"{path} line {line}, column {column + 1}{title} is {what}; expected {expected}")
-
-    values, lines, cells = growing("d"), [], []
-    for line, row in chain(head, rows):
-        if len(row) != width:
-            raise ValueError(f"{path} line {line} has {len(row)} cells; expected {width} as in the first")
-        lines.append(line)
-        if t is not None:
-            cells.append(row.pop(t).strip())
-        try:
-            values.extend(map(float, row))
-        except ValueError:
-            j = next(j for j, cell in enumerate(row) if _number(cell) is None)
-            raise bad(line, features[j], row[j], "a number") from None
-    if not lines:
-        raise ValueError(f"{path} has a header but no rows; expected rows of numbers below it")
-    with np.errstate(over="ignore"):
-        X = np.frombuffer(values).reshape(len(lines), -1).astype(np.float32)
-    if not np.isfinite(X).all():
-        i, j = np.argwhere(~np.isfinite(X))[0]
-        raise bad(lines[i], features[j], f"{values[i * len(features) + j]:g}", "a finite float32 number")
-    if t is None:
-        return Data(X, None, None, None, None, _name(path))
-    y, classes = _csv_target(cells, lambda i, expected: bad(lines[i], t, cells[i], expected))
-    return Data(X, y, None, None, classes, _name(path))
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Number and cells of each line not blank, cut at commas, semicolons or tabs as the first line is."""
-    try:
-        text = _read_bytes(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
-    first = re.sub(r'"[^"]*"', "", text.lstrip("\r\n").partition("\n")[0])
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count), strict=True)
-    try:
-        yield from ((reader.line_num, row) for row in reader if row)
-    except csv.Error as error:
-        raise ValueError(f"{path} line {reader.line_num} is no line of a CSV file ({error})") from error
-
-
-def _number(cell: str) -> float | None:
-    try:
-        return float(cell)
-    except ValueError:
-        return None
-
-
-def _is_header(first: list[str], second: list[str]) -> bool:
-    """No cell of the first line is a number; or those that are count 0, 1, 2, ... (or 1, 2, 3, ...) as column
-    numbers do, and another is text over a number or is the usual name of a target."""
-    numbers = [cell.strip() for cell in first if _number(cell) is not None]
-    counts = [[str(start + i) for i in range(len(numbers))] for start in (0, 1)]
-    titles = (
-        a.strip().lower() in _TARGET_NAMES or (a.strip() and _number(a) is None and _number(b) is not None)
-        for a, b in zip(first, second, strict=False)
-    )
-    return not numbers or (numbers in counts and any(titles))
-
-
-def _target_column(path: Path, header: list[str], target: str | int | None, labels: bool) -> int | None:
-    """The index of the target column; None where there is none and labels are not demanded."""
-    width = len(header)
-    if isinstance(target, str) and target not in header and target.isdigit():
-        target = int(target)  # as the command line gives it
-    if isinstance(target, str):
-        if target not in header and labels:
-            raise ValueError(f"{path} has no column {target!r}; its columns are {_some(header)}")
-        return header.index(target) if target in header else None
-    if target is not None:
-        if not -width <= operator.index(target) < width:
-            raise ValueError(f"target={target} is no column of {path}; expected 0..{width - 1} or a name")
-        return operator.index(target) % width
-    names = [name.lower() for name in header]
-    return next((names.index(name) for name in _TARGET_NAMES if name in names), width - 1 if labels else None)
-
-
-def _csv_target(cells: list[str], bad: Callable[[int, str], ValueError]) -> tuple[np.ndarray, tuple[str, ...] | None]:
-    """Integers or text as labels and their names; a column with other numbers as float64 targets."""
-    numbers = [_number(cell) for cell in cells]
-    try:
-        labels: list[Any] = [int(cell) for cell in cells]
-        is_real = False
-    except ValueError:
-        labels = cells
-        is_real = None not in numbers or any(number is not None and number % 1 > 0 for number in numbers)
-    for i, number in enumerate(numbers):
-        if (is_real or not cells[i]) if number is None else not math.isfinite(number):
-            raise bad(i, "a finite number, as elsewhere in this column" if is_real else "a label or a number")
-    if is_real:
-        return np.array(numbers, np.float64), None
-    (y,), classes = _code([labels])
-    return y, classes

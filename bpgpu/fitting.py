@@ -6,13 +6,13 @@ import math
 import os
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from .backend import Array
+from .backend import Array, Backend
 from .callbacks import Best, Callback, Callbacks, as_callbacks
 from .checks import as_weights
 from .health import Health, Observer
@@ -22,7 +22,8 @@ from .mlp import MLP
 from .optim import SGD, Optimizer
 from .per_example import BLOCK, check_limit
 from .random import SHUFFLE, permutation
-from .training import Epochs, Trainer
+from .streams import Rows, gathered
+from .training import Epochs, Trainer, Transform
 
 
 @dataclass
@@ -264,6 +265,7 @@ def fit(
     clip_per_example: float | None,
     callbacks: Callbacks,
     resume: str | os.PathLike[str] | None,
+    transform: Transform | None,
 ) -> History:
     """Train `net` on X (n, inputs) and y for `epochs` epochs of batches of `batch_size` (the last one may be smaller).
 
@@ -284,6 +286,13 @@ def fit(
     resume           a checkpoint (bpgpu.Checkpoint) of a run with the same network, data and arguments: goes on from there, to
                      the bits of the run that was never interrupted; `epochs` counts from that run's beginning
 
+    transform        function of a batch X (n, inputs) and a NumPy Generator, which gives what is trained on in its place, of
+                     the same shape (such as bpgpu.Distort); in a thread, ahead of the steps; numbers at random that it takes
+                     from the generator are a function of the network's seed, the epoch and the step
+
+    X may also be a memory map or a matrix of scipy.sparse, which are read and made dense some rows at a time, by a thread,
+    while others are computed with; or, without y, an iterable of batches (X, y) of any sizes that has an end: it is gone
+    through once, and kept on disk if it is large.  The results are the same for the same rows, wherever they are.
     X and y may be on the GPU already.  From the host they are copied there once, or, if they are larger than the free memory
     of the GPU, slab by slab while it computes: the results are the same.
 
@@ -295,7 +304,11 @@ def fit(
             raise ValueError(f"{name} is {value!r}; expected a positive integer")
     if micro_batch is not None and (not isinstance(micro_batch, (int, np.integer)) or micro_batch < 1 or micro_batch % CHUNK):
         raise ValueError(f"micro_batch is {micro_batch!r}; expected a multiple of {CHUNK}, or None")
-    X = net.matrix(X)
+    if y is None:
+        if not isinstance(X, Iterable) or hasattr(X, "shape"):
+            raise TypeError(f"y is missing; X alone must be an iterable of batches (X, y), not a {type(X).__name__}")
+        X, y = gathered(X, dtype=net.dtype, width=net.layers[0])
+    X = net.rows(X)
     targets = net.targets(y, len(X))
     weight = None if sample_weight is None else net.sample_weights(sample_weight, len(X))
     if class_weight is not None:
@@ -310,7 +323,7 @@ def fit(
     if validation_data is not None:
         if not isinstance(validation_data, (tuple, list)) or len(validation_data) != 2:
             raise TypeError("validation_data must be a pair (X, y)")
-        n = len(net.targets(validation_data[1], len(net.matrix(validation_data[0]))))
+        n = len(net.targets(validation_data[1], len(net.rows(validation_data[0]))))
         spare = max(spare, net.evaluation_bytes(n))
     optimizer = optimizer or SGD(0.05, momentum=0.9)
     trainer = net.trainer(optimizer)
@@ -325,10 +338,10 @@ def fit(
             "output_activation": net.output_activation, "reduction": net.reduction, "precision": net.backend.precision,
             "seed": net.seed, "clip_per_example": trainer.clip,
             "dropout": list(net.dropout), "optimizer": type(optimizer).__name__, "batch_size": int(batch_size),
-            "shuffle": bool(shuffle), "examples": len(X),
-            "data": [None if array is None else _checksum(net.backend.to_numpy(array)) for array in (X, targets, weight)],
+            "shuffle": bool(shuffle), "transform": transform is not None, "examples": len(X),
+            "data": [None if array is None else _checksum(net.backend, array) for array in (X, targets, weight)],
         }  # fmt: skip
-    data = Epochs(trainer, X, targets, weight, int(batch_size), micro_batch, spare)
+    data = Epochs(trainer, X, targets, weight, int(batch_size), micro_batch, spare, transform)
     run = Run(
         net, data, optimizer, trainer, int(epochs), shuffle=shuffle, validation=validation_data,
         callbacks=told, identity=identity,
@@ -338,5 +351,9 @@ def fit(
     return run.go()
 
 
-def _checksum(array: np.ndarray[Any, Any]) -> int:
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+def _checksum(backend: Backend, array: Array | Rows) -> int:
+    """Of the bytes of an array, the same wherever it is."""
+    value, blocks = 0, array.blocks() if isinstance(array, Rows) else [(0, backend.to_numpy(array))]
+    for _, block in blocks:
+        value = zlib.crc32(np.require(block, array.dtype, ["C"]).reshape(-1).view(np.uint8).data, value)
+    return value

@@ -19,18 +19,20 @@ import numpy as np
 from . import initializers, per_example
 from .backend import DTYPES, Array, Backend, check_pair, get_backend
 from .checks import amount, as_labels, as_matrix, as_numbers, as_targets, as_weights, nearest, on_gpu, readable_bytes
+from .inference import Inference
 from .initializers import Initializer
 from .kernels.names import ACTIVATIONS, LOSSES, SAVES_Z
 from .optim import Optimizer
 from .per_example import BLOCK, ExampleNorms, NoiseScale, check_limit, clip
 from .random import check_seed
 from .reverse import Reverse
+from .streams import Rows, as_rows
 
 if TYPE_CHECKING:
     from .callbacks import Callbacks
     from .fitting import History
     from .trace import Trace
-    from .training import Trainer
+    from .training import Trainer, Transform
 
 _OUTPUTS = {"cross_entropy": "softmax", "binary_cross_entropy": "sigmoid"}
 
@@ -131,6 +133,7 @@ class MLP:
         weights, biases = self.views(self._theta)
         self.weights, self.biases = (Views(arrays, self.backend.write) for arrays in (weights, biases))
         self._trainers: WeakKeyDictionary[Optimizer, Trainer] = WeakKeyDictionary()
+        self._inference = Inference()
 
     # -- theta -----------------------------------------------------------------------------------------------------------
 
@@ -275,7 +278,7 @@ class MLP:
     def fit(
         self,
         X: Any,
-        y: Any,
+        y: Any = None,
         *,
         epochs: int = 10,
         batch_size: int = 128,
@@ -290,6 +293,7 @@ class MLP:
         clip_per_example: float | None = None,
         callbacks: Callbacks = None,
         resume: str | os.PathLike[str] | None = None,
+        transform: Transform | None = None,
     ) -> History:
         """Train for a number of epochs; see bpgpu.fitting.fit.  The default optimizer is SGD(0.05, momentum=0.9)."""
         from .fitting import fit
@@ -298,7 +302,7 @@ class MLP:
             self, X, y, epochs=epochs, batch_size=batch_size, micro_batch=micro_batch, optimizer=optimizer,
             validation_data=validation_data, sample_weight=sample_weight, class_weight=class_weight,
             label_smoothing=label_smoothing, shuffle=shuffle, restore_best=restore_best, clip_per_example=clip_per_example,
-            callbacks=callbacks, resume=resume,
+            callbacks=callbacks, resume=resume, transform=transform,
         )  # fmt: skip
 
     def trainer(self, optimizer: Optimizer) -> Trainer:
@@ -315,10 +319,10 @@ class MLP:
 
     def outputs(self, X: Any) -> Array:
         """a[L] for every row of X: (n, outputs), where X is: a NumPy array, or CuPy's for an X on the GPU."""
-        X, b = self.matrix(X), self.backend
-        blocks = [self._forward_only(b.asarray(X[s : s + BLOCK])) for s in range(0, len(X), BLOCK)]
-        if not on_gpu(X):
-            blocks = [b.to_numpy(block) for block in blocks]
+        X, b, blocks = self.rows(X), self.backend, []
+        for s in range(0, len(X), BLOCK):
+            with self._inference.of(self, X[s : s + BLOCK]) as (_, A):
+                blocks.append(b.copy(A) if on_gpu(X) else np.array(b.to_numpy(A)))
         return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
     def predict(self, X: Any) -> Array:
@@ -340,20 +344,19 @@ class MLP:
 
     def evaluate(self, X: Any, y: Any, *, sample_weight: Any = None) -> tuple[float, float | None]:
         """(loss, accuracy) on X, y; the accuracy is None for a regression."""
-        b, X = self.backend, self.matrix(X)
+        b, X = self.backend, self.rows(X)
         y, scale = self.targets(y, len(X)), self.scale(len(X), sample_weight)
         losses, right = b.empty((len(X),), self.dtype), 0.0
         for s in range(0, len(X), BLOCK):
             e = min(s + BLOCK, len(X))
             target = b.asarray(y[s:e])
-            Z = self._logits(b.asarray(X[s:e]))
-            b.output_delta(
-                Z, target, self.loss, self.output_activation, losses=losses[s:e],
-                scale=b.asarray(scale if len(scale) == 1 else scale[s:e]),
-            )  # fmt: skip
-            if self.loss in _OUTPUTS:
-                a = b.activate(Z, self.output_activation, A=Z)
-                right += self._right(a if on_gpu(y) else b.to_numpy(a), y[s:e])
+            with self._inference.of(self, X[s:e]) as (Z, A):
+                b.output_delta(
+                    Z, target, self.loss, self.output_activation, losses=losses[s:e],
+                    scale=b.asarray(scale if len(scale) == 1 else scale[s:e]),
+                )  # fmt: skip
+                if self.loss in _OUTPUTS:
+                    right += self._right(A if on_gpu(y) else b.to_numpy(A), y[s:e])
         return self._sum(losses), (right / len(X) if self.loss in _OUTPUTS else None)
 
     def _right(self, a: Array, y: Array) -> float:
@@ -361,17 +364,6 @@ class MLP:
         if self.loss == "cross_entropy":
             return float((self._decided(a) == (y if y.ndim == 1 else y.argmax(axis=1))).sum())
         return float((self._decided(a) == (y > 0.5)).mean(axis=1).sum())
-
-    def _logits(self, X: Array) -> Array:
-        """z of the output layer, nothing else kept."""
-        A = X
-        for l, activation in enumerate((*self.activations, "identity")):
-            A = self.backend.dense_forward(A, self.weights[l], self.biases[l], activation)
-        return A
-
-    def _forward_only(self, X: Array) -> Array:
-        Z = self._logits(X)
-        return self.backend.activate(Z, self.output_activation, A=Z)
 
     def _sum(self, losses: Array) -> float:
         total = self.backend.empty((1,), self.dtype)
@@ -382,7 +374,13 @@ class MLP:
 
     def matrix(self, X: Any) -> Array:
         """X (n, inputs) as a checked array of the network's dtype, on the host or on the GPU as it was given."""
-        return as_matrix(self.backend.adopt(X, "X"), dtype=self.dtype, width=self.layers[0])
+        return self.rows(X)[:]
+
+    def rows(self, X: Any) -> Array | Rows:
+        """X as matrix() gives it, but Rows of a memory map or a sparse matrix, which are read when they are used."""
+        X = self.backend.adopt(X, "X")
+        rows = as_rows(X, dtype=self.dtype, width=self.layers[0])
+        return as_matrix(X, dtype=self.dtype, width=self.layers[0]) if rows is None else rows
 
     def targets(self, y: Any, n: int) -> Array:
         """y as the loss wants it: int64 labels (n,) for cross_entropy if they are labels, otherwise (n, outputs).

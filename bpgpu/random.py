@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-# streams: WEIGHTS + layer, SHUFFLE + epoch, DROPOUT + layer * 2^40 + step
-WEIGHTS, SHUFFLE, DROPOUT, SPLIT = 0, 1 << 32, 1 << 62, 1 << 63
+# streams: WEIGHTS + layer, SHUFFLE + epoch, TRANSFORM + epoch, DROPOUT + layer * 2^40 + step
+WEIGHTS, SHUFFLE, TRANSFORM, DROPOUT, SPLIT = 0, 1 << 32, 1 << 33, 1 << 62, 1 << 63
 
 
 def check_seed(seed: object) -> int:
@@ -21,6 +21,12 @@ def check_seed(seed: object) -> int:
 
 def words(seed: int, stream: int, count: int) -> npt.NDArray[np.uint64]:
     return np.random.Philox(key=np.array([seed, stream], np.uint64)).random_raw(count)
+
+
+def generator(seed: int, stream: int, block: int) -> np.random.Generator:
+    """NumPy's generator on the words of a stream from block * 2^130 on."""
+    counter = np.array([0, 0, block, 0], np.uint64)
+    return np.random.Generator(np.random.Philox(key=np.array([seed, stream], np.uint64), counter=counter))
 
 
 def uniform(seed: int, stream: int, shape: tuple[int, ...], limit: float, dtype: npt.DTypeLike) -> np.ndarray:

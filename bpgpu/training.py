@@ -10,16 +10,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from .backend import Array, Program
-from .checks import on_gpu
+from .checks import as_matrix, on_gpu
 from .kernels.names import CHUNK, HYPER, RULES, SAVES_Z
 from .mlp import MLP
 from .optim import Optimizer
 from .per_example import clip
+from .random import TRANSFORM, generator
+from .streams import Rows
+
+Transform = Callable[[Any, np.random.Generator], Any]  # of a batch X (n, inputs) to another of the same shape
 
 SLAB_BYTES = 1 << 26  # of a data set that is larger than the device should hold: what is copied there at a time
 SLICE_SECONDS = 0.1  # how long a replay may take before Python looks at Ctrl-C and reports progress
@@ -232,21 +237,21 @@ class Trainer:
 class Epochs:
     """The recorded steps of whole epochs over one data set: full batches, and the smaller one at the end if there is one.
 
-    X and y stay on the device, or come there slab by slab where they would not fit: the steps gather their batches from one
-    of two slabs while the other one is filled.  `slab` is the number of rows of a slab, all of them if the data stay; `spare`
-    bytes of memory are left for others.
+    X and y stay on the device, or come there slab by slab where they would not fit, are not in memory (streams.Rows), or are
+    transformed: the steps gather their batches from one of two slabs while a thread fills the other one.  `slab` is the
+    number of rows of a slab, all of them if the data stay; `spare` bytes of memory are left for others.
     """
 
     def __init__(
-        self, trainer: Trainer, X: Array, y: Array, weight: np.ndarray[Any, Any] | None, batch_size: int,
-        micro: int | None = None, spare: int = 0,
+        self, trainer: Trainer, X: Array | Rows, y: Array, weight: np.ndarray[Any, Any] | None, batch_size: int,
+        micro: int | None = None, spare: int = 0, transform: Transform | None = None,
     ) -> None:  # fmt: skip
         net, b = trainer.net, trainer.net.backend
         self.net, self.trainer, self.weight, self.n, self.batch = net, trainer, weight, len(X), min(batch_size, len(X))
         self.full, self.rest = divmod(self.n, self.batch)
         self.steps = self.full + (self.rest > 0)
-        self.slab = self._rows_of_slab(X, y, min(self.batch, micro or self.batch), spare)
-        self.resident = self.slab == self.n
+        self.transform, self.key = transform, (0, 0)
+        self.resident, self.slab = self._room(X, y, min(self.batch, micro or self.batch), spare)
         self.order = b.empty((self.n,), np.int64)
         self.losses = b.empty((self.steps,), net.dtype)
         self.norms = b.asarray(np.zeros(self.steps, net.dtype))
@@ -255,7 +260,7 @@ class Epochs:
         if self.resident:
             self.sources = [(b.asarray(X), b.asarray(y))]
         else:
-            self.host = X, b.to_numpy(y)
+            self.host = b.to_numpy(X) if on_gpu(X) else X, b.to_numpy(y)
             self.slabs = [[b.buffer((self.slab, *part.shape[1:]), part.dtype) for part in self.host] for _ in range(2)]
             self.sources = [(X_slab.array, y_slab.array) for X_slab, y_slab in self.slabs]
         sizes = [n for n in (self.batch, self.rest) if n]  # of full batches, and of the smaller one
@@ -271,8 +276,8 @@ class Epochs:
         self.programs: list[list[Program]] = []  # of each kind, for each of the sources
         self._recorded: tuple[Any, ...] = ()
 
-    def _rows_of_slab(self, X: Array, y: Array, part: int, spare: int) -> int:
-        """How many rows of X and y are to be on the device at a time, if `part` go through the network at a time.
+    def _room(self, X: Array | Rows, y: Array, part: int, spare: int) -> tuple[bool, int]:
+        """Whether X and y stay on the device, and how many rows are there at a time; `part` go through the network at a time.
 
         MemoryError: not even two batches have room.
         """
@@ -283,14 +288,15 @@ class Epochs:
         besides = spare + kept * net.theta.nbytes + self.n * (16 + net.dtype.itemsize) + 2 * self.steps * net.dtype.itemsize
         rest = min(part, self.rest)
         batches = (part + rest) * each
-        if on_gpu(X) or besides + batches + self.n * row <= free:
+        stays = not isinstance(X, Rows) and self.transform is None
+        if stays and (on_gpu(X) or besides + batches + self.n * row <= free):
             net.check_room(part + rest, each, besides)
-            return self.n
+            return True, self.n
         if part < self.batch:  # then it is not the batch that takes most of it
             besides, each = besides + 2 * part * each, 0
         net.check_room(self.batch, 2 * (each + row), besides)
         room = min(SLAB_BYTES, (free - besides - batches) // 2)
-        return max(1, int(room // (self.batch * row))) * self.batch
+        return False, min(max(1, int(room // (self.batch * row))), self.steps) * self.batch
 
     def _record(self, varies: bool) -> None:
         """The programs of an epoch under the trainer's rule; numbers that vary are gathered like the examples."""
@@ -333,7 +339,7 @@ class Epochs:
         numbers = trainer.adopt(optimizer, examples if varies else examples[:1], done)
         if self._recorded != (trainer.form, varies):
             self._record(varies)
-        self.order_on_host = order
+        self.order_on_host, self.key = order, (self.net.seed, TRANSFORM + self.net.epochs_trained)
         if self.resident:
             b.write(self.order, order[self.moved])
         b.write(self.table if varies else trainer.hyper, numbers if varies else numbers[0])
@@ -344,19 +350,14 @@ class Epochs:
         them whose loss is not finite."""
         b, steps_a_call, steps_of_slab = self.net.backend, 1, -(-self.slab // self.batch)
         b.join()
-        self._fill(first // steps_of_slab)
-        for number in range(first // steps_of_slab, -(-last // steps_of_slab)):
-            b.join()
-            next_is_filled, end_of_slab = False, min((number + 1) * steps_of_slab, last)
+        for number in self._filled(first // steps_of_slab, -(-last // steps_of_slab)):
+            end_of_slab = min((number + 1) * steps_of_slab, last)
             while first < end_of_slab:
                 kind, begin, end = (0, 0, min(end_of_slab, self.full)) if first < self.full else (-1, self.full, end_of_slab)
                 count = min(steps_a_call, end - first)
                 self.trainer.aim(self.trainer.steps_taken - (first - begin))
                 begun = time.perf_counter()
                 self.programs[kind][number % len(self.sources)].run(first - begin, count)
-                if not next_is_filled:
-                    self._fill(number + 1)
-                    next_is_filled = True
                 first += count
                 self.trainer.steps_taken += count
                 bad = self.first_bad_step(first)  # waits for a device that works on its own
@@ -364,13 +365,56 @@ class Epochs:
                 steps_a_call = max(1, min(4 * steps_a_call, int(count * SLICE_SECONDS / max(seconds, 1e-9))))
                 yield first, bad
 
+    def _filled(self, first: int, last: int) -> Iterator[int]:
+        """The slabs first .. last - 1, each when it is on the device; while it is used, a thread fills the next one."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        b = self.net.backend
+        if self.resident:
+            yield from range(first, last)
+            return
+        with ThreadPoolExecutor(1, "bpgpu-data") as thread:
+            coming = thread.submit(self._fill, first)
+            for number in range(first, last):
+                coming.result()
+                b.join()
+                if number + 1 < last:
+                    coming = thread.submit(self._fill, number + 1)
+                yield number
+
     def _fill(self, number: int) -> None:
-        """Begin to bring slab `number` of the present order to the device, if there is one."""
-        if not self.resident:
-            rows = self.order_on_host[number * self.slab : (number + 1) * self.slab]
-            for buffer, source in zip(self.slabs[number % 2], self.host, strict=True):
-                if len(rows):
-                    buffer.fill(source, rows)
+        """Bring slab `number` of the present order to the device."""
+        start, end = number * self.slab, min((number + 1) * self.slab, self.n)
+        for buffer, read in zip(self.slabs[number % 2], (self._read_X, self._read_y), strict=True):
+            buffer.fill(end - start, partial(read, start))
+
+    def _read_X(self, start: int, out: np.ndarray[Any, Any]) -> None:
+        """The rows of X from place `start` of the present order on, where a batch begins, as the steps take them."""
+        X, order = self.host[0], self.order_on_host[start : start + len(out)]
+        if isinstance(X, Rows):
+            X.take(order, out)
+        else:
+            np.take(X, order, axis=0, out=out, mode="clip")  # mode "raise" would go through a copy
+        if self.transform is not None:
+            for begin in range(0, len(out), self.batch):
+                batch = out[begin : begin + self.batch]
+                batch[:] = self._transformed(batch, (start + begin) // self.batch)
+
+    def _X(self, start: int, end: int) -> np.ndarray[Any, Any]:
+        """The same from any place to another."""
+        first, last = start // self.batch * self.batch, min(-(-end // self.batch) * self.batch, self.n)
+        self._read_X(first, out := np.empty((last - first, self.net.layers[0]), self.net.dtype))
+        return out[start - first : end - first]
+
+    def _transformed(self, batch: np.ndarray[Any, Any], step: int) -> np.ndarray[Any, Any]:
+        assert self.transform is not None
+        X = as_matrix(self.transform(batch, generator(*self.key, step)), dtype=batch.dtype, name="what transform gave")
+        if X.shape != batch.shape:
+            raise ValueError(f"transform made a batch of shape {batch.shape} one of {X.shape}; expected the same shape")
+        return X
+
+    def _read_y(self, start: int, out: np.ndarray[Any, Any]) -> None:
+        np.take(self.host[1], self.order_on_host[start : start + len(out)], axis=0, out=out, mode="clip")
 
     def rows(self, start: int, end: int) -> tuple[Array, Array]:
         """X and y of examples start .. end - 1 in the order of this epoch, on the device."""
@@ -378,7 +422,7 @@ class Epochs:
 
         def of(part: int) -> Array:
             if not self.resident:
-                return b.asarray(self.host[part][rows])
+                return b.asarray(self._X(start, end) if part == 0 else self.host[1][rows])
             source = self.sources[0][part]
             b.gather(source, b.asarray(rows), target := b.empty((len(rows), *source.shape[1:]), source.dtype))
             return target

@@ -719,7 +719,7 @@ def test_missing_path(tmp_path: Path, name: str) -> None:
         load_data(tmp_path / name)
 
 
-@pytest.mark.parametrize("name", ["a.parquet", "a", "a.txt", "a.npy.gz", "a.csv.zip", "csv"])
+@pytest.mark.parametrize("name", ["a.arrow", "a", "a.txt", "a.npy.gz", "a.csv.zip", "csv"])
 def test_unknown_kind(tmp_path: Path, name: str) -> None:
     refuse(write(tmp_path / name, "1,2\n"), r"is of no kind that can be read; expected .*\.npz.*\.csv")
 
@@ -746,7 +746,7 @@ def test_path_that_is_none(path: Any) -> None:
 
 def test_target_is_for_tables_only(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", X=ONES, y=LABEL)
-    refuse(tmp_path / "a.npz", r"target='y' was given .*for \.csv and \.tsv files only", target="y")
+    refuse(tmp_path / "a.npz", r"target='y' was given .*for \.csv, \.tsv and \.parquet files only", target="y")
     with pytest.raises(ValueError, match=r"target=0 was given"):
         load_data(tmp_path, target=0)
 

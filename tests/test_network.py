@@ -18,6 +18,7 @@ import time
 import tracemalloc
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -1260,3 +1261,29 @@ def test_killed_while_saving(tmp_path: Path) -> None:
         assert (theta == theta[0]).all()
         seen.add(float(theta[0]))
     assert len(seen) > 1, "no save came to its end: the moments are not spread"
+
+
+# -- outputs, again and again --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["cpu", "numpy"])
+def test_outputs_stay_what_they_were(backend: str) -> None:
+    """The arrays inside are used again; those given out are the caller's."""
+    net = bpgpu.MLP([5, 7, 3], backend=backend, seed=3)
+    batches = [np.random.default_rng(n).standard_normal((n, 5)) for n in (1, 4, 1, 9, 2, 3, 6, 1)]
+    given = [net.outputs(X) for X in batches]
+    kept = [a.copy() for a in given]
+    before = net.predict_proba(batches[0])
+    net.theta *= 2  # outputs follow the weights
+    assert not np.array_equal(net.outputs(batches[0]), before)
+    for a, copy, X in zip(given, kept, batches, strict=True):
+        assert np.array_equal(a, copy) and a.shape == (len(X), 3)
+
+
+def test_outputs_from_several_python_threads() -> None:
+    net = bpgpu.MLP([20, 50, 4], seed=3)
+    batches = [np.random.default_rng(n).standard_normal((n % 7 + 1, 20)) for n in range(200)]
+    expected = [net.outputs(X) for X in batches]
+    with ThreadPoolExecutor(4) as pool:
+        for a, wanted in zip(pool.map(net.outputs, batches), expected, strict=True):
+            assert np.array_equal(a, wanted)
