@@ -25,6 +25,7 @@ class Callback:
     """Listens to fit.  A subclass overrides what it wants to hear; on_batch_end and on_epoch_end end the training with True."""
 
     saves = False  # whether it calls Progress.save
+    measures_penalty = False  # whether it wants History.penalty
 
     def on_fit_begin(self, progress: Progress) -> None:
         """Before the first step (of a resumed run: of those that are left)."""

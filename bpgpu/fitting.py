@@ -8,7 +8,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -25,6 +25,8 @@ from .random import SHUFFLE, permutation
 from .streams import Rows, gathered
 from .training import Epochs, Trainer, Transform
 
+Order: TypeAlias = bool | Callable[[int], Any]
+
 
 @dataclass
 class History:
@@ -39,6 +41,7 @@ class History:
     seconds: list[float] = field(default_factory=list)
     health: list[Health] = field(default_factory=list)
     notes: dict[str, str] = field(default_factory=dict)
+    penalty: list[float] = field(default_factory=list)  # what L2 adds to the loss, if a callback measures_penalty
     best_epoch: int | None = None  # counted from 0; None before the first epoch has ended
 
 
@@ -67,7 +70,7 @@ class Run:
 
     def __init__(
         self, net: MLP, data: Epochs, optimizer: Optimizer, trainer: Trainer, epochs: int, *,
-        shuffle: bool, validation: tuple[Any, Any] | None, callbacks: list[Callback], identity: dict[str, Any],
+        shuffle: Order, validation: tuple[Any, Any] | None, callbacks: list[Callback], identity: dict[str, Any],
     ) -> None:  # fmt: skip
         self.net, self.data, self.optimizer, self.trainer, self.epochs = net, data, optimizer, trainer, epochs
         self.shuffle, self.validation, self.callbacks, self.identity = shuffle, validation, callbacks, identity
@@ -101,8 +104,7 @@ class Run:
 
     def one_epoch(self) -> None:
         net, data, history = self.net, self.data, self.history
-        order = permutation(net.seed, SHUFFLE + net.epochs_trained, data.n) if self.shuffle else np.arange(data.n)
-        data.begin(self.optimizer, order, self.steps)
+        data.begin(self.optimizer, self.order(), self.steps)
         self.remember()
         if self.steps == 0:
             self.before = self.start
@@ -124,6 +126,8 @@ class Run:
         history.loss.append(data.mean_loss(data.steps))
         history.seconds.append(self.seconds)
         self.observer.look(self.before, history)
+        if data.squares is not None:
+            history.penalty.append(data.mean_penalty(self.optimizer))
         if self.validation is not None:
             loss, accuracy = net.evaluate(*self.validation)
             history.validation_loss.append(loss)
@@ -131,6 +135,12 @@ class Run:
                 history.validation_accuracy.append(accuracy)
         self.tell("on_epoch_end", True)
         self.epoch, self.steps, self.seconds = self.epoch + 1, 0, 0.0
+
+    def order(self) -> np.ndarray[Any, Any]:
+        n = self.data.n
+        if callable(self.shuffle):
+            return _permutation(self.shuffle(self.epoch), n)
+        return permutation(self.net.seed, SHUFFLE + self.net.epochs_trained, n) if self.shuffle else np.arange(n)
 
     # -- divergence ------------------------------------------------------------------------------------------------------
 
@@ -190,9 +200,7 @@ class Run:
         from .files import save
 
         b, trainer = self.net.backend, self.trainer
-        tensors = {f"state.{name}": state for name, state in trainer.states.items()} | {
-            "losses": self.data.losses[: self.steps]
-        }
+        tensors = {f"state.{name}": state for name, state in trainer.states.items()}
         numbers = vars(self.optimizer)
         kept: list[dict[str, Any]] = []
         for i, callback in enumerate(self.callbacks):
@@ -206,10 +214,10 @@ class Run:
             "optimizer": {name: value for name, value in numbers.items() if not callable(value)}, "callbacks": kept,
             "stopped": self.stopped,
         }  # fmt: skip
-        if ended:
-            del tensors["losses"]
-        elif self.observer.due(self.epoch, self.history):
-            tensors["before"] = self.before
+        if not ended:
+            tensors |= {name: numbers[: self.steps] for name, numbers in self.data.measured.items()}
+            if self.observer.due(self.epoch, self.history):
+                tensors["before"] = self.before
         save(
             self.net, path, {f"run.{name}": np.ascontiguousarray(b.to_numpy(value)) for name, value in tensors.items()}, header
         )
@@ -235,9 +243,8 @@ class Run:
         self.history = History(**header["history"])
         self.history.health = [Health(**seen) for seen in header["history"]["health"]]
         if self.steps:
-            losses = b.to_numpy(self.data.losses).copy()
-            losses[: self.steps] = tensors["losses"]
-            b.write(self.data.losses, losses)
+            for name, numbers in self.data.measured.items():
+                b.write(numbers[: self.steps], tensors[name])
         self.good, self.stopped = b.copy(net.theta), header["stopped"]
         if "before" in tensors:
             self.before = b.asarray(tensors["before"])
@@ -260,7 +267,7 @@ def fit(
     sample_weight: Any,
     class_weight: Any,
     label_smoothing: float,
-    shuffle: bool,
+    shuffle: Order,
     restore_best: bool,
     clip_per_example: float | None,
     callbacks: Callbacks,
@@ -275,7 +282,8 @@ def fit(
     sample_weight    (n,), none negative
     class_weight     {label: weight}, a weight for each class, or "balanced": the weight of an example is multiplied by it
     label_smoothing  the share of each target that is spread over all classes (Szegedy et al., CVPR 2016)
-    shuffle          a new order each epoch, a function of the network's seed and the number of epochs it has trained
+    shuffle          a new order each epoch, a function of the network's seed and the number of epochs it has trained; or a
+                     function of the epoch (0, 1, 2, ...) that gives its order, a permutation of 0 .. n-1
     restore_best     leave the weights of the best epoch (by validation accuracy, else validation loss, else loss), also
                      when Ctrl-C or an error ends the training; without it those of the last step (an EarlyStopping among
                      the callbacks decides instead)
@@ -306,7 +314,7 @@ def fit(
         raise ValueError(f"micro_batch is {micro_batch!r}; expected a multiple of {CHUNK}, or None")
     if y is None:
         if not isinstance(X, Iterable) or hasattr(X, "shape"):
-            raise TypeError(f"y is missing; X alone must be an iterable of batches (X, y), not a {type(X).__name__}")
+            raise TypeError(f"y is a NoneType; X alone must be an iterable of batches (X, y), not a {type(X).__name__}")
         X, y = gathered(X, dtype=net.dtype, width=net.layers[0])
     X = net.rows(X)
     targets = net.targets(y, len(X))
@@ -341,7 +349,10 @@ def fit(
             "shuffle": bool(shuffle), "transform": transform is not None, "examples": len(X),
             "data": [None if array is None else _checksum(net.backend, array) for array in (X, targets, weight)],
         }  # fmt: skip
-    data = Epochs(trainer, X, targets, weight, int(batch_size), micro_batch, spare, transform)
+    data = Epochs(
+        trainer, X, targets, weight, int(batch_size), micro_batch, spare, transform,
+        squares=any(callback.measures_penalty for callback in told),
+    )  # fmt: skip
     run = Run(
         net, data, optimizer, trainer, int(epochs), shuffle=shuffle, validation=validation_data,
         callbacks=told, identity=identity,
@@ -349,6 +360,15 @@ def fit(
     if resume is not None:
         run.resume(resume)
     return run.go()
+
+
+def _permutation(given: Any, n: int) -> np.ndarray[Any, Any]:
+    order = np.asarray(given)
+    if order.dtype.kind not in "iu" or order.shape != (n,) or not np.array_equal(np.sort(order), np.arange(n)):
+        raise ValueError(
+            f"shuffle gave an array of shape {order.shape} and dtype {order.dtype}; expected 0 .. {n - 1} in any order"
+        )
+    return order.astype(np.int64)
 
 
 def _checksum(backend: Backend, array: Array | Rows) -> int:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .checks import amount
+from .streams import Rows
 
 if TYPE_CHECKING:
     from .fitting import History
@@ -24,14 +25,17 @@ def fit_lbfgs(
     tol: float = 1e-5,
     weight_decay: float = 0.0,
     average_penalties: bool = False,
+    max_fun: int | None = None,
     sample_weight: Any = None,
 ) -> History:
     """Minimize L + weight_decay / 2 |w|^2 over all examples (Liu and Nocedal, 1989), w the weights without the biases.
 
     max_iter           iterations at most
     tol                ends when no number of the gradient is larger
+    max_fun            evaluations of the loss at most, by default 20 max_iter
     average_penalties  the penalty is divided by the number of examples (their sum of weights), as scikit-learn's alpha is
 
+    X may also be a memory map or a matrix of scipy.sparse, which are read and made dense some rows at a time.
     The history has the value of what is minimized after each iteration.  theta and its gradient go to SciPy and come back in
     float64, once an evaluation.  ImportError: SciPy is not installed.  ValueError, TypeError: as in fit.
     """
@@ -44,7 +48,7 @@ def fit_lbfgs(
     if not isinstance(max_iter, (int, np.integer)) or isinstance(max_iter, bool) or max_iter < 1:
         raise ValueError(f"max_iter is {max_iter!r}; expected a positive integer")
     amount("tol", tol)
-    X = net.matrix(X)
+    X = net.rows(X)
     y = net.targets(y, len(X))
     examples = float(len(X))
     if sample_weight is not None:
@@ -56,8 +60,15 @@ def fit_lbfgs(
 
     def value_and_gradient(theta: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
         net.theta = theta.astype(net.dtype)
-        loss, gradient = net.gradient(X, y, sample_weight=sample_weight)
-        g = net.backend.to_numpy(gradient).astype(np.float64)
+        loss, g = 0.0, np.zeros(theta.shape)
+        for start, block in X.blocks() if isinstance(X, Rows) else [(0, X)]:
+            rows = slice(start, start + len(block))
+            part = None if sample_weight is None else sample_weight[rows]
+            share = (len(block) if part is None else math.fsum(part)) / examples if net.reduction == "mean" else 1.0
+            if part is None or part.any():
+                of_block, gradient = net.gradient(block, y[rows], sample_weight=part)
+                loss += share * of_block
+                g += share * net.backend.to_numpy(gradient).astype(np.float64)
         g[:weights] += decay * theta[:weights]
         return loss + decay / 2 * float(theta[:weights] @ theta[:weights]), g
 
@@ -71,7 +82,7 @@ def fit_lbfgs(
     try:
         result = minimize(
             value_and_gradient, start, jac=True, method="L-BFGS-B", callback=iterated,
-            options={"maxiter": int(max_iter), "maxfun": 20 * int(max_iter), "gtol": tol},
+            options={"maxiter": int(max_iter), "maxfun": max_fun or 20 * int(max_iter), "gtol": tol},
         )  # fmt: skip
     except BaseException:
         net.theta = start.astype(net.dtype)

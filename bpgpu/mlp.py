@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from . import initializers, per_example
-from .backend import DTYPES, Array, Backend, check_pair, get_backend
+from .backend import DTYPES, Array, Backend, BackendUnavailable, check_pair, get_backend
 from .checks import amount, as_labels, as_matrix, as_numbers, as_targets, as_weights, nearest, on_gpu, readable_bytes
 from .inference import Inference
 from .initializers import Initializer
@@ -30,7 +31,7 @@ from .streams import Rows, as_rows
 
 if TYPE_CHECKING:
     from .callbacks import Callbacks
-    from .fitting import History
+    from .fitting import History, Order
     from .trace import Trace
     from .training import Trainer, Transform
 
@@ -129,11 +130,7 @@ class MLP:
         self.backend = get_backend(backend).at(precision, self.dtype)
         self.classes: tuple[str, ...] | None = None  # names of the labels, kept with the model
         self.epochs_trained = 0
-        self._theta = self.backend.asarray(self._initial_theta(initializers.check(initializer)))
-        weights, biases = self.views(self._theta)
-        self.weights, self.biases = (Views(arrays, self.backend.write) for arrays in (weights, biases))
-        self._trainers: WeakKeyDictionary[Optimizer, Trainer] = WeakKeyDictionary()
-        self._inference = Inference()
+        self._take(self.backend.asarray(self._initial_theta(initializers.check(initializer))))
 
     # -- theta -----------------------------------------------------------------------------------------------------------
 
@@ -288,7 +285,7 @@ class MLP:
         sample_weight: Any = None,
         class_weight: Any = None,
         label_smoothing: float = 0.0,
-        shuffle: bool = True,
+        shuffle: Order = True,
         restore_best: bool = False,
         clip_per_example: float | None = None,
         callbacks: Callbacks = None,
@@ -467,6 +464,30 @@ class MLP:
         from .files import save
 
         save(self, path)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy: without what optimizers keep for it."""
+        b, left_out = self.backend, ("weights", "biases", "_trainers", "_inference")
+        state = {name: value for name, value in vars(self).items() if name not in left_out}
+        return state | {"backend": (b.name, b.precision), "_theta": np.array(b.to_numpy(self._theta))}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        name, precision = state["backend"]
+        try:
+            state["backend"] = get_backend(name).at(precision, state["dtype"])
+        except BackendUnavailable as why:
+            warnings.warn(f"the network is on the CPU now, with precision='exact': {why}", stacklevel=2)
+            state["backend"] = get_backend("cpu")
+        vars(self).update(state)
+        self._take(state["backend"].asarray(state["_theta"]))
+
+    def _take(self, theta: Array) -> None:
+        """Take an array as theta."""
+        self._theta = theta
+        weights, biases = self.views(theta)
+        self.weights, self.biases = (Views(arrays, self.backend.write) for arrays in (weights, biases))
+        self._trainers: WeakKeyDictionary[Optimizer, Trainer] = WeakKeyDictionary()
+        self._inference = Inference()
 
     def __repr__(self) -> str:
         kinds = dict.fromkeys(self.activations)

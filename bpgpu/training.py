@@ -244,7 +244,7 @@ class Epochs:
 
     def __init__(
         self, trainer: Trainer, X: Array | Rows, y: Array, weight: np.ndarray[Any, Any] | None, batch_size: int,
-        micro: int | None = None, spare: int = 0, transform: Transform | None = None,
+        micro: int | None = None, spare: int = 0, transform: Transform | None = None, *, squares: bool = False,
     ) -> None:  # fmt: skip
         net, b = trainer.net, trainer.net.backend
         self.net, self.trainer, self.weight, self.n, self.batch = net, trainer, weight, len(X), min(batch_size, len(X))
@@ -255,6 +255,7 @@ class Epochs:
         self.order = b.empty((self.n,), np.int64)
         self.losses = b.empty((self.steps,), net.dtype)
         self.norms = b.asarray(np.zeros(self.steps, net.dtype))
+        self.squares = b.empty((self.steps,), net.dtype) if squares else None  # |w|^2 before each step, w all weights
         self.scale = b.empty((self.n,), net.dtype)
         self.ascending = b.asarray(np.arange(self.n))
         if self.resident:
@@ -272,6 +273,7 @@ class Epochs:
         self.moved = np.concatenate(moved)
         if not self.resident:
             b.write(self.order, self.moved % self.slab)  # in a slab the examples are in order
+        self.shares: list[float] = []  # the size of each step's batch (or its sum of weights)
         self.table: Array = None  # the numbers of each step, where they vary
         self.programs: list[list[Program]] = []  # of each kind, for each of the sources
         self._recorded: tuple[Any, ...] = ()
@@ -322,6 +324,11 @@ class Epochs:
                             b.gather(self.table[first:], self.ascending[:steps], hyper.reshape(1, *hyper.shape))
                         if self.weight is not None:
                             b.gather(self.scale[begin:], self.ascending[: end - begin], step.scale)
+                    if self.squares is not None:
+                        weights = self.net.theta[: sum(i * o for i, o in self.net.shapes)]
+                        sums = b.empty((-(-len(weights) // CHUNK),), weights.dtype)
+                        b.squares(weights, sums)
+                        b.total(sums, self.squares[first : first + steps])
                     step.record(self.losses[first : first + steps], self.norms[first : first + steps], self.trainer, fetch)
                 self.programs[-1].append(program)
         self._recorded = self.trainer.form, varies
@@ -335,7 +342,7 @@ class Epochs:
             batches = [self.weight[order[s : s + self.batch]] for s in starts]
             b.write(self.scale, np.concatenate([self.net.normalized(batch) for batch in batches]))
             examples = [math.fsum(batch) for batch in batches]
-        varies = optimizer.varies
+        self.shares, varies = examples, optimizer.varies
         numbers = trainer.adopt(optimizer, examples if varies else examples[:1], done)
         if self._recorded != (trainer.form, varies):
             self._record(varies)
@@ -429,6 +436,11 @@ class Epochs:
 
         return of(0), of(1)
 
+    @property
+    def measured(self) -> dict[str, Array]:
+        """What the steps of this epoch have measured, a number each: the loss, and |w|^2 if that is wanted."""
+        return {"losses": self.losses} | ({} if self.squares is None else {"squares": self.squares})
+
     def examples(self, steps: int) -> int:
         """How many examples the first steps of an epoch take."""
         return min(steps * self.batch, self.n)
@@ -440,7 +452,17 @@ class Epochs:
 
     def mean_loss(self, steps: int) -> float:
         """Of the first steps of this epoch: the mean over their examples (or for reduction "sum" the sum)."""
-        examples = self.examples(steps)
-        sizes = np.diff(np.minimum(np.arange(steps + 1) * self.batch, examples))
-        losses = self.net.backend.to_numpy(self.losses)[:steps].astype(np.float64)
-        return float(losses.sum() if self.net.reduction == "sum" else (losses * sizes).sum() / examples)
+        return self._mean(self.net.backend.to_numpy(self.losses)[:steps].astype(np.float64))
+
+    def mean_penalty(self, optimizer: Optimizer) -> float:
+        """What the optimizer's L2 penalty adds to the mean loss of this epoch, each step's being that of its weights."""
+        squares = self.net.backend.to_numpy(self.squares).astype(np.float64)
+        if optimizer.average_penalties:
+            squares = squares / np.maximum(self.shares, np.finfo(np.float64).tiny)
+        return 0.0 if optimizer.decoupled else optimizer.weight_decay / 2 * self._mean(squares)
+
+    def _mean(self, numbers: np.ndarray[Any, Any]) -> float:
+        """Of one number for each of the first steps."""
+        examples = self.examples(len(numbers))
+        sizes = np.diff(np.minimum(np.arange(len(numbers) + 1) * self.batch, examples))
+        return float(numbers.sum() if self.net.reduction == "sum" else (numbers * sizes).sum() / examples)

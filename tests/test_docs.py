@@ -15,11 +15,16 @@ import pytest
 DOCS = Path(__file__).parent.parent / "docs"
 
 
-@pytest.mark.parametrize("document", ["lesson.md", "inside.md"])
-def test_what_is_printed_is_what_the_document_says(document: str) -> None:
+@pytest.mark.parametrize("document", ["lesson.md", "inside.md", "index.md"])
+def test_what_is_printed_is_what_the_document_says(document: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (DOCS / document).read_text(encoding="utf-8")
     blocks = re.findall(r"```(python|text)\n(.*?)```", text, re.S)
     assert sum(kind == "text" for kind, _ in blocks) >= 5
+    if document == "index.md":
+        for package in ("matplotlib", "onnxruntime", "pyarrow", "scipy"):
+            pytest.importorskip(package)
+        monkeypatch.setenv("MPLBACKEND", "svg")
+    monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     printed = ""
     for kind, block in blocks:
@@ -35,11 +40,14 @@ def test_what_is_printed_is_what_the_document_says(document: str) -> None:
             assert printed == block
             printed = ""
     assert printed == ""
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
+        assert (tmp_path / picture).exists(), f"{picture} is not of a run: python docs/pictures.py"
 
 
 def test_links_lead_somewhere() -> None:
     for document in (*DOCS.glob("*.md"), DOCS.parent / "README.md"):
-        for link in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
+        prose = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.S)
+        for link in re.findall(r"\]\(([^)#]+)\)", prose):
             assert "://" in link or (document.parent / link).exists(), f"{document.name}: {link}"
 
 

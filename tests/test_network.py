@@ -855,7 +855,7 @@ BAD_Y: dict[str, tuple[Any, type[Exception], str]] = {
     "text": (np.array(["a", "b", "c"])[GOOD_Y], TypeError, "text"),
     "objects": (np.array([None] * 60), TypeError, "None"),
     "complex": (GOOD_Y.astype(complex), TypeError, "complex"),
-    "None": (None, TypeError, "NoneType"),
+    "None": (None, TypeError, "NoneType|y is missing"),
     "ragged": ([[1, 0, 0], [1, 0]], ValueError, "equal length"),
     "columns": (np.ones((60, 2)) / 2, ValueError, r"\(60, 2\)"),
     "rows of two": (np.full((60, 3), 2.0), ValueError, "probabilities"),

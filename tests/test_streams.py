@@ -356,8 +356,12 @@ X0, Y0 = examples()
 NAN = X0.copy()
 NAN[321, 7] = np.nan
 WRONG: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
-    "no y": (lambda _: (X0, None), TypeError, r"y is missing; X alone must be an iterable of batches \(X, y\), not a ndarray"),
-    "number": (lambda _: (3, None), TypeError, r"y is missing; .* not a int"),
+    "no y": (
+        lambda _: (X0, None),
+        TypeError,
+        r"y is a NoneType; X alone must be an iterable of batches \(X, y\), not a ndarray",
+    ),
+    "number": (lambda _: (3, None), TypeError, r"y is a NoneType; .* not a int"),
     "no batch": (lambda _: (iter([]), None), ValueError, r"there is no batch; expected an iterable of pairs"),
     "no pair": (lambda _: ([X0], None), ValueError, r"batch 0 is a ndarray; expected a pair \(X, y\)"),
     "three": (lambda _: ([(X0, Y0, Y0)], None), ValueError, r"batch 0 is a tuple; expected a pair"),
