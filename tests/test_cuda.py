@@ -165,12 +165,12 @@ def test_arrays_of_any_alignment(shift: int) -> None:
 
         X, W, bias, dZ, saved = view(20, 24), view(24, 36), view(36), view(20, 36), view(20, 24)
         A, below, dW, db, states = view(20, 36), view(20, 24), view(24, 36), view(36), (view(24, 36), view(36))
-        hyper = b.asarray(np.array([[0.1, 0.9, 0.01]] * 2, np.float32))
+        hyper = b.asarray(np.array([[0.1, 0.01, 0.02, 0.03, 0.9, 0.1, 0.8, 0.2, 0.1]] * 2, np.float32))
         b.dense_forward(X, W, bias, "tanh", A=A)
         b.hidden_delta(dZ, W, saved, "sigmoid", dZ_below=below)
         b.dense_gradient(X, dZ, dW=dW, db=db)
-        b.dense_update(X, dZ, W, bias, "nesterov", hyper, states)
-        b.update(W.reshape(-1), dW.reshape(-1), "momentum", hyper[0], states[0].reshape(-1))
+        b.dense_update(X, dZ, W, bias, "nesterov", hyper, [states])
+        b.update(W.reshape(-1), dW.reshape(-1), "momentum", hyper[0], [states[0].reshape(-1)])
         results.append([host(array).copy() for array in (A, below, dW, db, W, bias, *states)])
     assert all(same(here, there) for here, there in zip(*results, strict=True))
 
