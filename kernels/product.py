@@ -72,7 +72,7 @@ def _rows_product(V: Lanes, vectors: int) -> Any:
     @njit
     def rows_product(
         A: int, A_row: int, A_k: int, B: int, B_k: int, K: int, C: int, C_row: int, first: bool, rows: int,
-        soon: int, soon_row: int, soon_cols: int, soon_rows: int,
+        soon: int, soon_row: int, soon_cols: int, soon_rows: int, soon_A: int, soon_A_row: int, soon_A_cols: int,
     ) -> None:  # fmt: skip
         """One chunk of any number of rows, in tiles of TILE_ROWS, 2 and 1; meanwhile soon_rows rows come nearer."""
         share = soon_rows // (rows // TILE_ROWS) + 1 if soon_rows > 0 else 0
@@ -81,6 +81,9 @@ def _rows_product(V: Lanes, vectors: int) -> Any:
                 for c in range(0, soon_cols, width):
                     prefetch(V, vectors, soon + c * size)
                 soon += soon_row
+                for c in range(0, soon_A_cols, width):
+                    prefetch(V, vectors, soon_A + c * size)
+                soon_A += soon_A_row
             full(A, A_row, A_k, B, B_k, K, C, C_row, first, 0)
             A, C, rows = A + TILE_ROWS * A_row, C + TILE_ROWS * C_row, rows - TILE_ROWS
         while rows >= 2:
@@ -166,6 +169,7 @@ def product(V: Lanes) -> Callable[..., None]:
                 for i in range(K):
                     copy_bytes(columns_of_A + i * rows * size, A + i * A_k, rows * size)
                 A, A_k = columns_of_A, rows * size
+            soon_A_cols = rows if p.A_k != size else 0
             if p.B_transposed:
                 pack_transposed(p.B + col * p.B_row + k * size, p.B_row, K, cols, panels, square)
             later = 0  # rows of the next chunk of B to ask memory for in each panel
@@ -183,11 +187,48 @@ def product(V: Lanes) -> Callable[..., None]:
                 else:
                     packing(A, p.A_row, A_k, source, p.B_row, K, C, C_row, k == 0, panel)
                     tile_A, C, left = A + TILE_ROWS * p.A_row, C + TILE_ROWS * C_row, rows - TILE_ROWS
+                soon_A = p.A + row * p.A_row + (k + CHUNK + c // width * later) * p.A_k
                 soon = p.B + (k + CHUNK + c // width * later) * p.B_row + col * size
                 if cols - c > lanes:
-                    wide(tile_A, p.A_row, A_k, B, B_k, K, C, C_row, k == 0, left, soon, p.B_row, cols, later)
+                    wide(
+                        tile_A,
+                        p.A_row,
+                        A_k,
+                        B,
+                        B_k,
+                        K,
+                        C,
+                        C_row,
+                        k == 0,
+                        left,
+                        soon,
+                        p.B_row,
+                        cols,
+                        later,
+                        soon_A,
+                        p.A_k,
+                        soon_A_cols,
+                    )
                 else:
-                    narrow(tile_A, p.A_row, A_k, B, B_k, K, C, C_row, k == 0, left, soon, p.B_row, cols, later)
+                    narrow(
+                        tile_A,
+                        p.A_row,
+                        A_k,
+                        B,
+                        B_k,
+                        K,
+                        C,
+                        C_row,
+                        k == 0,
+                        left,
+                        soon,
+                        p.B_row,
+                        cols,
+                        later,
+                        soon_A,
+                        p.A_k,
+                        soon_A_cols,
+                    )
         call(p.finish, (p.finish_job, block, C_row, square, row, rows, col, cols))
 
     return product

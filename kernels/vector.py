@@ -448,10 +448,10 @@ def copy_rows(typingctx: Any, V: Any, rows: Any, vectors: Any, source: Any, sour
 
 @intrinsic(prefer_literal=True)
 def prefetch(typingctx: Any, V: Any, vectors: Any, address: Any) -> Any:
-    """Ask for memory that will be read soon; it may be anywhere."""
+    """Bring memory that will be read soon to the second cache; it may be anywhere."""
     vector = V.vector
     size = vector.lanes * vector.itemsize
-    read, near, data = (I32(n) for n in (0, 3, 1))
+    read, near, data = (I32(n) for n in (0, 2, 1))
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         for v in range(vectors.literal_value):
