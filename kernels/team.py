@@ -109,13 +109,16 @@ MEMBER_SIZE, ENTRY_SIZE = MEMBER.itemsize, ENTRY.itemsize
 
 @njit
 def start(team: int, number: int, entry: int, step: int) -> None:
-    """Open the stage that begins at `entry` for work; its number goes out before its items, the tickets last."""
+    """Open the stage that begins at `entry` for work; its number goes out before its items, the tickets last.
+
+    The first ticket comes last of all: it always has items, so that the stage cannot end, and the next one begin, before.
+    """
     shared = record(TEAM, team)
     shared.entry, shared.step = entry, step
     atomic_exchange(team + RUNNING, number)
     atomic_exchange(team + ITEMS, record(ENTRY, entry).all_items)
-    atomic_exchange(team + TICKETS, number << ITEM_BITS)
     atomic_exchange(team + TICKETS + LINE, number << ITEM_BITS)
+    atomic_exchange(team + TICKETS, number << ITEM_BITS)
 
 
 @njit
