@@ -122,6 +122,11 @@ class Backend(ABC):
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
         """The array on the host; no copy where it is there already."""
 
+    def placed(self, array: np.ndarray[Any, Any]) -> Array:
+        """A new array on the device, with the content of one on the host."""
+        self.write(new := self.empty(array.shape, array.dtype), array)
+        return new
+
     def adopt(self, array: Any, name: str) -> Any:
         """What a caller gives: an array on a GPU becomes one of this backend's, without a copy; all else stays as it is.
 

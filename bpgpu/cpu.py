@@ -7,7 +7,7 @@ import math
 import os
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -105,9 +105,9 @@ def _python_lock(name: str, result: Any) -> Any:
     return ctypes.CFUNCTYPE(result)(address)
 
 
-def _lines(size: int) -> Array:
-    """Zeroed bytes on whole cache lines."""
-    raw = np.zeros(size + 64, np.uint8)
+def _lines(size: int, make: Callable[..., Array] = np.zeros) -> Array:
+    """Bytes on whole cache lines."""
+    raw = make(size + 64, np.uint8)
     start = -_address(raw) % 64
     return raw[start : start + size]
 
@@ -162,7 +162,9 @@ class CPUBackend(KernelBackend):
         return self._team
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        return np.empty(shape, dtype)
+        """On whole cache lines: a vector that lies on two of them takes twice as long."""
+        flat: Array = _lines(math.prod(shape) * np.dtype(dtype).itemsize, np.empty).view(dtype)
+        return flat.reshape(shape)
 
     def asarray(self, array: Any) -> Array:
         return np.ascontiguousarray(array)
@@ -215,7 +217,7 @@ class CPUBackend(KernelBackend):
     def _launch_chunks(self, dtype: str, product: Array, blocks: int, *alive: Any) -> None:
         """A product in two stages: the chunks of k on their own, so that there is work for all threads, then their sum."""
         M, N, K = (int(product[size]) for size in "MNK")
-        sums = np.empty((-(-K // CHUNK), M, N), dtype)
+        sums = self.empty((-(-K // CHUNK), M, N), dtype)
         B_k = sums.itemsize if product["B_transposed"] else product["B_row"]
         with self.together():
             for k, target in zip(range(0, K, CHUNK), sums, strict=True):
@@ -240,15 +242,16 @@ class CPUBackend(KernelBackend):
 
     def _blocks(self, name: str, M: int, N: int, K: int, V: Lanes) -> tuple[int, int]:
         """Rows and columns of a thread's block of C: evenly cut, and so small that every thread has several."""
-        most_rows, most_cols = (256, 128) if name == "dense_forward" else (128, 256)
-        rows, cols = _even(M, most_rows, V.rows), _even(N, most_cols, V.width)
+        most_rows, most_cols = (256, 128) if name != "dense_gradient" else (128, 256)
+        width = V.broad * V.lanes if V.rows > M else V.width
+        rows, cols = _even(M, most_rows, V.rows), _even(N, most_cols, width)
         while -(-M // rows) * -(-N // cols) < self._wanted:
-            shorter, narrower = rows > 4 * V.rows, cols > (2 if K > CHUNK else 1) * V.width
+            shorter, narrower = rows > 4 * V.rows, cols > (2 if K > CHUNK else 1) * width
             # a gradient's rows first: two threads that write to the same rows of W take each other's cache lines away
             if shorter and (name == "dense_gradient" or not narrower):
                 rows = _even(M, rows // 2, V.rows)
             elif narrower:
-                cols = _even(N, cols // 2, V.width)
+                cols = _even(N, cols // 2, width)
             else:
                 break
         return rows, cols

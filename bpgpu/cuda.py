@@ -245,8 +245,6 @@ class CUDABackend(KernelBackend):
     ) -> None:
         """`more_blocks` come before those of the product's tiles."""
         rows, cols, K = (int(product[size]) for size in "MNK")
-        if name == "hidden_delta":  # computed as dZ W^T, along the rows of its result
-            rows, cols = cols, rows
         if (longest := max(int(product[step]) for step in ("A_row", "A_k", "B_row"))) > LONGEST_ROW:
             raise ValueError(
                 f"a row of {longest} bytes; on the GPU a row may have {LONGEST_ROW}: use fewer units in that layer"

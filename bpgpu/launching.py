@@ -66,7 +66,7 @@ class KernelBackend(Backend):
             records.HIDDEN, saved=self.address(saved), saved_row=saved.strides[0],
             dZ=self.address(dZ_below), dZ_row=dZ_below.strides[0],
         )  # fmt: skip
-        product = self._product(W, dZ, B_transposed=True)
+        product = self._product(dZ, W, B_transposed=True)
         self._launch_product("hidden_delta", W.dtype.name, activation, product, job, W, dZ, saved, dZ_below)
 
     def _dense_gradient(self, X: Array, dZ: Array, dW: Array, db: Array, add: bool) -> None:

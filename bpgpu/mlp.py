@@ -130,7 +130,7 @@ class MLP:
         self.backend = get_backend(backend).at(precision, self.dtype)
         self.classes: tuple[str, ...] | None = None  # names of the labels, kept with the model
         self.epochs_trained = 0
-        self._take(self.backend.asarray(self._initial_theta(initializers.check(initializer))))
+        self._take(self._initial_theta(initializers.check(initializer)))
 
     # -- theta -----------------------------------------------------------------------------------------------------------
 
@@ -479,12 +479,12 @@ class MLP:
             warnings.warn(f"the network is on the CPU now, with precision='exact': {why}", stacklevel=2)
             state["backend"] = get_backend("cpu")
         vars(self).update(state)
-        self._take(state["backend"].asarray(state["_theta"]))
+        self._take(state["_theta"])
 
-    def _take(self, theta: Array) -> None:
-        """Take an array as theta."""
-        self._theta = theta
-        weights, biases = self.views(theta)
+    def _take(self, theta: np.ndarray[Any, Any]) -> None:
+        """Copy an array of the host as theta."""
+        self._theta = self.backend.placed(theta)
+        weights, biases = self.views(self._theta)
         self.weights, self.biases = (Views(arrays, self.backend.write) for arrays in (weights, biases))
         self._trainers: WeakKeyDictionary[Optimizer, Trainer] = WeakKeyDictionary()
         self._inference = Inference()

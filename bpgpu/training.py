@@ -189,7 +189,7 @@ class Trainer:
         if self.form != optimizer.form:
             for name in RULES[optimizer.rule]:
                 if name not in self.states:
-                    self.states[name] = net.backend.asarray(np.zeros(net.theta.shape, net.dtype))
+                    self.states[name] = net.backend.placed(np.zeros(net.theta.shape, net.dtype))
             self.form = optimizer.form
             self._steps.clear()
         if any(self.form[1:]):

@@ -19,7 +19,7 @@ def finish(V: Lanes, name: str) -> Callable[..., None]:
     f, _ = activation(V, name)
     lanes, size = V.lanes, V.itemsize
 
-    def finish(job: int, block: int, block_row: int, square: int, row: int, rows: int, col: int, cols: int) -> None:
+    def finish(job: int, block: int, block_row: int, row: int, rows: int, col: int, cols: int) -> None:
         p = record(FORWARD, job)
         for c in range(0, cols, lanes):
             count, column = min(lanes, cols - c), (col + c) * size

@@ -19,7 +19,7 @@ from .vector import load, load_up_to
 def finish(V: Lanes, name: str) -> Callable[..., None]:
     (begin, apply), lanes, size = rule(V, name), V.lanes, V.itemsize
 
-    def finish(job: int, block: int, block_row: int, square: int, row: int, rows: int, col: int, cols: int) -> None:
+    def finish(job: int, block: int, block_row: int, row: int, rows: int, col: int, cols: int) -> None:
         parameter_row, begun = record(UPDATE, job).row, begin(job)
         for r in range(rows):
             for c in range(0, cols, lanes):

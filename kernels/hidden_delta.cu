@@ -1,6 +1,4 @@
 // The backward pass of one hidden layer:  dZ = (dZ' W'^T) * f'(Z).   dZ' (n, o), W' (i, o), saved (n, i) give dZ (n, i).
-//
-// The record describes W' dZ'^T, the CPU's order; here examples are the rows, so that dZ is written along its rows.
 #include "activations.cuh"
 #include "product.cuh"
 
@@ -20,6 +18,6 @@ struct Finish {
 };
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(PRODUCT p, SPLIT s, HIDDEN q) {
-    Operand dZ = {(const char*)p.B, p.B_row, sizeof(real)}, W = {(const char*)p.A, p.A_row, p.A_k};
-    product<true, true>(dZ, W, p.N, p.M, p.K, s, blockIdx.x, Finish{q});
+    Operand dZ = {(const char*)p.A, p.A_row, p.A_k}, W = {(const char*)p.B, p.B_row, sizeof(real)};
+    product<true, true>(dZ, W, p.M, p.N, p.K, s, blockIdx.x, Finish{q});
 }

@@ -45,6 +45,11 @@ class Lanes:
         return int(np.dtype(self.dtype).itemsize)
 
     @property
+    def broad(self) -> int:
+        """Vectors of the tiles of two rows, where there are no more: as many sums as the largest tile has."""
+        return self.rows * self.vectors // 2
+
+    @property
     def width(self) -> int:
         """Columns of the widest tile."""
         return self.lanes * self.vectors

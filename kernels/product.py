@@ -1,10 +1,10 @@
-"""The matrix product under all three: Z = X W, dX = dZ W^T and dW = X^T dZ.
+"""The matrix product under all three: Z = X W, dZ W^T and dW = X^T dZ.
 
     C(m, n) = finish( sum_k A(m, k) B(k, n) )
 
 A is read through two strides (A_row between rows, A_k along k), B row by row or transposed.  A thread takes a block of C,
 row_block x col_block, and goes along k in chunks of CHUNK: the chunk of B is packed into panels of `width` columns, and
-tiles of 6 x width sums stay in registers for the whole chunk.  The finished block, in cache, goes to `finish`: bias and
+tiles of `rows` x width sums stay in registers for the whole chunk.  The finished block, in cache, goes to `finish`: bias and
 activation, times f'(z), or the weight update, whatever the operation is; that function alone writes to C.
 
 The order of every sum is that of README.md: in a chunk acc = fma(a, b, acc) from +0 for ascending k, then the chunk
@@ -34,6 +34,8 @@ from .vector import (
     tile_zeros,
     transpose,
 )
+
+Later = tuple[int, int, int]  # what is soon to be read: its address, the bytes between its rows, and its columns
 
 UNROLL = 4
 TALL = 64  # rows of a block from which on there is time to fetch the next chunk of B while this one is multiplied
@@ -65,27 +67,26 @@ def _tile_product(V: Lanes, rows: int, vectors: int, packing: bool = False) -> A
     return tile_product
 
 
-def _rows_product(V: Lanes, vectors: int) -> Any:
-    full, two, one = (_tile_product(V, rows, vectors) for rows in (V.rows, 2, 1))
-    TILE_ROWS, size, width = V.rows, V.itemsize, V.width
+def _rows_product(V: Lanes, tallest: int, vectors: int) -> Any:
+    tall, two, one = (_tile_product(V, rows, vectors) for rows in (tallest, 2, 1))
+    size, width, neighbours = V.itemsize, V.width, V.vectors
 
     @njit
     def rows_product(
         A: int, A_row: int, A_k: int, B: int, B_k: int, K: int, C: int, C_row: int, first: bool, rows: int,
-        soon: int, soon_row: int, soon_cols: int, soon_rows: int, soon_A: int, soon_A_row: int, soon_A_cols: int,
+        later: int, later_A: Later, later_B: Later,
     ) -> None:  # fmt: skip
-        """One chunk of any number of rows, in tiles of TILE_ROWS, 2 and 1; meanwhile soon_rows rows come nearer."""
-        share = soon_rows // (rows // TILE_ROWS) + 1 if soon_rows > 0 else 0
-        while rows >= TILE_ROWS:
-            for _ in range(share):
-                for c in range(0, soon_cols, width):
-                    prefetch(V, vectors, soon + c * size)
-                soon += soon_row
-                for c in range(0, soon_A_cols, width):
-                    prefetch(V, vectors, soon_A + c * size)
-                soon_A += soon_A_row
-            full(A, A_row, A_k, B, B_k, K, C, C_row, first, 0)
-            A, C, rows = A + TILE_ROWS * A_row, C + TILE_ROWS * C_row, rows - TILE_ROWS
+        """One chunk of any number of rows, in tiles of `tallest`, 2 and 1; meanwhile `later` rows of A and B come nearer."""
+        share = later // (rows // tallest) + 1 if later > 0 else 0
+        while rows >= tallest:
+            for i in range(share):
+                for start, row, cols in (later_A, later_B):
+                    for c in range(0, cols, width):
+                        prefetch(V, neighbours, start + i * row + c * size)
+            later_A = (later_A[0] + share * later_A[1], later_A[1], later_A[2])
+            later_B = (later_B[0] + share * later_B[1], later_B[1], later_B[2])
+            tall(A, A_row, A_k, B, B_k, K, C, C_row, first, 0)
+            A, C, rows = A + tallest * A_row, C + tallest * C_row, rows - tallest
         while rows >= 2:
             two(A, A_row, A_k, B, B_k, K, C, C_row, first, 0)
             A, C, rows = A + 2 * A_row, C + 2 * C_row, rows - 2
@@ -96,11 +97,10 @@ def _rows_product(V: Lanes, vectors: int) -> Any:
 
 
 def _pack(V: Lanes) -> Any:
-    lanes, size, width = V.lanes, V.itemsize, V.width
-    panel_row = width * size
+    lanes, size = V.lanes, V.itemsize
 
     @njit
-    def pack(B: int, B_row: int, K: int, cols: int, panel: int) -> None:
+    def pack(B: int, B_row: int, K: int, cols: int, panel: int, panel_row: int) -> None:
         """Copy K x cols numbers into a panel, filled up with zeros to whole vectors."""
         for k in range(K):
             for c in range(0, cols, lanes):
@@ -111,14 +111,13 @@ def _pack(V: Lanes) -> Any:
 
 
 def _pack_transposed(V: Lanes) -> Any:
-    lanes, size, width = V.lanes, V.itemsize, V.width
-    panel_row, panel_size = width * size, CHUNK * width * size
+    lanes, size = V.lanes, V.itemsize
 
     @njit
-    def pack_transposed(B: int, B_row: int, K: int, cols: int, panels: int, square: int) -> None:
+    def pack_transposed(B: int, B_row: int, K: int, cols: int, panels: int, width: int, square: int) -> None:
         """The same from the transposed matrix: row c at B + c B_row holds column c of the panels."""
         for c in range(0, cols, lanes):
-            column = panels + c // width * panel_size + c % width * size
+            column, panel_row = panels + c // width * width * CHUNK * size + c % width * size, width * size
             for k in range(0, K, lanes):
                 source, target = B + c * B_row + k * size, column + k * panel_row
                 if K - k >= lanes and cols - c >= lanes:
@@ -139,97 +138,63 @@ def block_of(job: int, item: int) -> tuple[int, int, int, int]:
     The blocks come in such an order that half of them are half of the units of a layer, in all three products.
     """
     p = record(PRODUCT, job)
-    if p.B_transposed:
-        col_blocks = (p.N + p.col_block - 1) // p.col_block
-        row, col = item // col_blocks * p.row_block, item % col_blocks * p.col_block
-    else:
-        row_blocks = (p.M + p.row_block - 1) // p.row_block
-        row, col = item % row_blocks * p.row_block, item // row_blocks * p.col_block
+    row_blocks = (p.M + p.row_block - 1) // p.row_block
+    row, col = item % row_blocks * p.row_block, item // row_blocks * p.col_block
     return row, min(p.row_block, p.M - row), col, min(p.col_block, p.N - col)
 
 
 def product(V: Lanes) -> Callable[..., None]:
     """The kernel for one dtype; its job is a PRODUCT record."""
-    wide, narrow = _rows_product(V, V.vectors), _rows_product(V, 1)
+    TILE_ROWS, WIDTH, BROAD, lanes, size = V.rows, V.width, V.broad * V.lanes, V.lanes, V.itemsize
+    wide, narrow, broad = (
+        _rows_product(V, rows, vectors) for rows, vectors in ((V.rows, V.vectors), (V.rows, 1), (2, V.broad))
+    )
     packing = _tile_product(V, V.rows, V.vectors, True)
     pack, pack_transposed = _pack(V), _pack_transposed(V)
-    TILE_ROWS, lanes, size, width = V.rows, V.lanes, V.itemsize, V.width
-    panel_row, panel_size = width * size, CHUNK * width * size
     BLOCK, SQUARE, COLUMNS = V.block_start, V.square_start, V.columns_start
 
     def product(job: int, scratch: int, step: int, item: int) -> None:
         p = record(PRODUCT, job)
         panels, block, square, columns_of_A = scratch, scratch + BLOCK, scratch + SQUARE, scratch + COLUMNS
-        C_row = p.col_block * size
+        width = BROAD if p.M < TILE_ROWS else WIDTH  # of a panel
+        C_row, panel_row = p.col_block * size, width * size
         row, rows, col, cols = block_of(job, item)
         for k in range(0, p.K, CHUNK):
-            K = min(CHUNK, p.K - k)
-            A, A_k = p.A + row * p.A_row + k * p.A_k, p.A_k
+            K, first = min(CHUNK, p.K - k), k == 0
+            A, A_k, A_cols = p.A + row * p.A_row + k * p.A_k, p.A_k, 0
             if A_k != size and rows > TILE_ROWS:  # A is read down its columns: bring the rows of its block together
+                A_cols = rows
                 for i in range(K):
                     copy_bytes(columns_of_A + i * rows * size, A + i * A_k, rows * size)
                 A, A_k = columns_of_A, rows * size
-            soon_A_cols = rows if p.A_k != size else 0
             if p.B_transposed:
-                pack_transposed(p.B + col * p.B_row + k * size, p.B_row, K, cols, panels, square)
-            later = 0  # rows of the next chunk of B to ask memory for in each panel
-            if not p.B_transposed and rows >= TALL and k + CHUNK < p.K:
-                later = CHUNK // ((cols + width - 1) // width)
+                pack_transposed(p.B + col * p.B_row + k * size, p.B_row, K, cols, panels, width, square)
             for c in range(0, cols, width):
-                panel, source = panels + c // width * panel_size, p.B + k * p.B_row + (col + c) * size
+                panel, source = panels + c * CHUNK * size, p.B + k * p.B_row + (col + c) * size
                 tile_A, C, B, B_k, left = A, block + c * size, panel, panel_row, rows
                 if p.B_transposed:
                     pass  # it is packed
                 elif cols - c < width:
-                    pack(source, p.B_row, K, cols - c, panel)
+                    pack(source, p.B_row, K, cols - c, panel, panel_row)
                 elif rows <= TILE_ROWS:  # too few rows are not worth a copy
                     B, B_k = source, p.B_row
                 else:
-                    packing(A, p.A_row, A_k, source, p.B_row, K, C, C_row, k == 0, panel)
+                    packing(A, p.A_row, A_k, source, p.B_row, K, C, C_row, first, panel)
                     tile_A, C, left = A + TILE_ROWS * p.A_row, C + TILE_ROWS * C_row, rows - TILE_ROWS
-                soon_A = p.A + row * p.A_row + (k + CHUNK + c // width * later) * p.A_k
-                soon = p.B + (k + CHUNK + c // width * later) * p.B_row + col * size
-                if cols - c > lanes:
-                    wide(
-                        tile_A,
-                        p.A_row,
-                        A_k,
-                        B,
-                        B_k,
-                        K,
-                        C,
-                        C_row,
-                        k == 0,
-                        left,
-                        soon,
-                        p.B_row,
-                        cols,
-                        later,
-                        soon_A,
-                        p.A_k,
-                        soon_A_cols,
-                    )
+                # the share of this panel in the next chunk
+                later = CHUNK // ((cols + width - 1) // width) if rows >= TALL and k + CHUNK < p.K else 0
+                there = k + CHUNK + c // width * later
+                later_A = p.A + row * p.A_row + there * p.A_k, p.A_k, A_cols
+                later_B = p.B + there * p.B_row + col * size, p.B_row, cols
+                if p.B_transposed:
+                    later, later_B = min(later, width), (p.B + (col + c) * p.B_row + (k + CHUNK) * size, p.B_row, CHUNK)
+                if cols - c <= lanes:
+                    narrow(tile_A, p.A_row, A_k, B, B_k, K, C, C_row, first, left, later, later_A, later_B)
+                elif width == WIDTH:
+                    wide(tile_A, p.A_row, A_k, B, B_k, K, C, C_row, first, left, later, later_A, later_B)
                 else:
-                    narrow(
-                        tile_A,
-                        p.A_row,
-                        A_k,
-                        B,
-                        B_k,
-                        K,
-                        C,
-                        C_row,
-                        k == 0,
-                        left,
-                        soon,
-                        p.B_row,
-                        cols,
-                        later,
-                        soon_A,
-                        p.A_k,
-                        soon_A_cols,
-                    )
-        call(p.finish, (p.finish_job, block, C_row, square, row, rows, col, cols))
+                    broad(tile_A, p.A_row, A_k, B, B_k, K, C, C_row, first, left, later, later_A, later_B)
+        call(p.finish, (p.finish_job, block, C_row, row, rows, col, cols))
 
     return product
 
@@ -237,7 +202,7 @@ def product(V: Lanes) -> Callable[..., None]:
 def add_chunks(V: Lanes) -> Callable[..., None]:
     """Where blocks are too few for the threads, the chunks are products of their own: this adds them up, in ascending order,
     and finishes.  The job is a CHUNKS record."""
-    lanes, size, BLOCK, SQUARE = V.lanes, V.itemsize, V.block_start, V.square_start
+    lanes, size, BLOCK = V.lanes, V.itemsize, V.block_start
     WHOLE = offset(CHUNKS, "product")
 
     def add_chunks(job: int, scratch: int, step: int, item: int) -> None:
@@ -252,6 +217,6 @@ def add_chunks(V: Lanes) -> Callable[..., None]:
                     chunk += p.sums_chunk
                     total = total + load_up_to(V, chunk, count)
                 store(block + r * C_row + c * size, total)
-        call(whole.finish, (whole.finish_job, block, C_row, scratch + SQUARE, row, rows, col, cols))
+        call(whole.finish, (whole.finish_job, block, C_row, row, rows, col, cols))
 
     return add_chunks
