@@ -36,7 +36,7 @@ Result = dict[str, Any]
 
 def parity() -> Result:
     """What pytest says of the tests on the real GPU."""
-    from bpgpu.cuda import why_not
+    from bpgpu.gpu import why_not
 
     if (reason := why_not()) is not None:
         return {"failed": reason}
@@ -130,7 +130,7 @@ def main() -> None:
             console.print(f"{name} runs: {', '.join(r['precision'] for r in found['runs'] if 'ms' in r)}")
     else:
         console.print(table(results))
-        from bpgpu.cuda import description, why_not
+        from bpgpu.gpu import description, why_not
 
         report["gpu"] = gpu = description() if why_not() is None else "unknown-gpu"
         name = re.sub(r"\W+", "-", gpu.split(",")[0].split(";")[0].lower()).strip("-")

@@ -30,7 +30,7 @@ def many(network: Network) -> int:
 def bpgpu_run(network: Network, precision: str, device: str) -> Run:
     """The recorded step as net.fit replays it, each batch gathered on the device."""
     import bpgpu
-    from bpgpu.training import Epochs
+    from bpgpu.epochs import Epochs
 
     how = "exact" if precision == "fp32" else precision
     net = bpgpu.MLP(network.layers, activation=network.activation, backend=device, precision=how)

@@ -37,7 +37,7 @@ def step(network: Network, threads: int) -> Run:
 
 def many(network: Network, threads: int, rule: str = "sgd") -> Run:
     """The recorded step as net.fit replays it: many steps a call, each with the next batch gathered from a data set."""
-    from bpgpu.training import SLICE_SECONDS, Epochs
+    from bpgpu.epochs import SLICE_SECONDS, Epochs
 
     net = net_of(network)
     X, y = network.data(max(1, min(256, 2**26 // (4 * network.batch * network.layers[0]))))  # at most 64 MiB

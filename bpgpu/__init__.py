@@ -8,9 +8,10 @@ net.predict(X_new)
 from typing import TYPE_CHECKING, Any
 
 from . import plots, schedules
-from .backend import Backend, BackendUnavailable, backends, get_backend
+from .backend import Backend, BackendUnavailable
 from .callbacks import AdaptiveRate, Callback, Checkpoint, EarlyStopping, Log, ProgressBar, TensorBoard
 from .data import Data, load_data, mnist10k
+from .devices import backends, get_backend
 from .distort import Distort
 from .export import from_torch_state_dict, to_numpy_function, to_onnx, to_torch_state_dict
 from .files import load

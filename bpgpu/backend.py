@@ -1,4 +1,4 @@
-"""The seam: what a network asks of a device, and how a device is found by name.
+"""The seam: what a network asks of a device.
 
 `Backend` is about ten operations on arrays.  Each is checked here, once for all devices (shapes, dtypes, layout), and then
 handed to the device's own method of the same name with an underscore.  cpu.py and cuda.py launch the kernels, reference.py
@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 
 from .checks import nearest, on_gpu
-from .kernels.names import ACTIVATIONS, CHUNK, HYPER, LOSSES, RULES
+from .kernels.names import ACTIVATIONS, CHUNK, LOSSES
+from .shapes import check_hyper, check_layout, check_pair, check_states, sizes
 
 Array = Any  # a NumPy array on "cpu" and "numpy", a CuPy array on "cuda"
 
 States = Sequence[tuple[Array, Array]]  # of an update: for each state of the rule, that of W and that of b
 
-DTYPES = ("float32", "float64")
 PRECISIONS = ("exact", "tf32", "bf16")  # of products; bpgpu/fast.py states the errors of the last two
 
 
@@ -264,11 +264,11 @@ class Backend(ABC):
         hyper (2, 9): the numbers of update for W, then for b; states: for each state of the rule a pair, of W and of b.
         """
         spec = "X n i, dZ n o, =W i o, =b o, hyper 2 h"
-        for name in _states(rule, states):
+        for name in check_states(rule, states):
             spec += f", ={name}_W i o, ={name}_b o"
         if any(not isinstance(pair, (tuple, list)) or len(pair) != 2 for pair in states):
             raise ValueError(f"the states of {rule} are pairs of arrays, one shaped like W and one like b")
-        _hyper(sizes(spec, X, dZ, W, b, hyper, *(array for pair in states for array in pair)))
+        check_hyper(sizes(spec, X, dZ, W, b, hyper, *(array for pair in states for array in pair)))
         self._dense_update(X, dZ, W, b, rule, hyper, states)
 
     def update(self, parameter: Array, gradient: Array, rule: str, hyper: Array, states: Sequence[Array] = ()) -> None:
@@ -277,8 +277,8 @@ class Backend(ABC):
         parameter (p), gradient (p), hyper (9), the numbers of kernels/names.py HYPER, and an array (p) for each state of the
         rule in RULES: none for "sgd", the velocity for "momentum" and "nesterov", the mean and the square for "adam".
         """
-        spec = "=parameter p, gradient p, hyper h" + "".join(f", ={name} p" for name in _states(rule, states))
-        _hyper(sizes(spec, parameter, gradient, hyper, *states))
+        spec = "=parameter p, gradient p, hyper h" + "".join(f", ={name} p" for name in check_states(rule, states))
+        check_hyper(sizes(spec, parameter, gradient, hyper, *states))
         self._update(parameter, gradient, rule, hyper, states)
 
     def dropout(self, A: Array, rate: float, key: Array, layer: int, *, first: int = 0, target: Array = None) -> Array:
@@ -406,118 +406,3 @@ class Backend(ABC):
     def _clip_examples(self, dZ: Array, norms: Array, limit: Array, scale: Array) -> None: ...
     @abstractmethod
     def _total(self, numbers: Array, target: Array) -> None: ...
-
-
-def check_pair(loss: str, activation: str) -> None:
-    """Which output activation goes with which loss."""
-    partner = {"cross_entropy": "softmax", "binary_cross_entropy": "sigmoid"}.get(loss)
-    if partner:
-        if activation != partner:
-            raise ValueError(f"the loss {loss} goes with the output activation {partner}, not {activation!r}")
-    elif activation == "softmax":
-        raise ValueError(f"the output activation softmax goes with the loss cross_entropy, not {loss!r}")
-    else:
-        nearest(activation, ACTIVATIONS, "output activation")
-
-
-def _states(rule: str, states: Sequence[Any]) -> tuple[str, ...]:
-    """The names of the states of a rule, of which there is one each."""
-    names = RULES[nearest(rule, RULES, "rule")]
-    if not isinstance(states, (tuple, list)) or len(states) != len(names) or any(s is None for s in states):
-        wanted = " and ".join(names) or "nothing"
-        raise ValueError(f"the rule {rule} keeps {wanted}; expected states to be a tuple of {len(names)}, each laid out as w")
-    return names
-
-
-def _hyper(found: dict[str, int]) -> None:
-    if found["h"] != len(HYPER):
-        raise ValueError(f"hyper has {found['h']} numbers; expected {len(HYPER)}: {', '.join(HYPER)}")
-
-
-def check_layout(name: str, array: Array, *, written: bool) -> None:
-    if not array.flags.c_contiguous:
-        raise ValueError(f"{name} is not C-contiguous; pass numpy.ascontiguousarray({name})")
-    if written and not getattr(array.flags, "writeable", True):
-        raise ValueError(f"{name} is read-only and would be written to; pass {name}.copy()")
-
-
-def sizes(spec: str, *arrays: Array) -> dict[str, int]:
-    """The sizes named in a spec such as "X n i, W i o", checked over all arrays that are given (not None).
-
-    Also checks that they are C-contiguous and share one dtype, float32 or float64, and that those with "=" can be written.
-    """
-    found: dict[str, int] = {}
-    dtype = None
-    for part, array in zip(spec.split(","), arrays, strict=True):
-        name, *letters = part.split()
-        written, name = name.startswith("="), name.lstrip("=")
-        if array is None:
-            continue
-        if not hasattr(array, "dtype") or not hasattr(array, "flags"):
-            raise TypeError(f"{name} is a {type(array).__name__}; expected an array of the backend")
-        if str(array.dtype) not in DTYPES or (dtype is not None and array.dtype != dtype):
-            raise TypeError(f"{name} has dtype {array.dtype}; expected {dtype or 'float32 or float64'}, one for all")
-        dtype = array.dtype
-        expected = [found.get(x, int(x) if x.isdigit() else None) for x in letters]
-        if array.ndim != len(letters) or any(e is not None and e != d for e, d in zip(expected, array.shape, strict=True)):
-            wanted = ", ".join(x if e is None else str(e) for x, e in zip(letters, expected, strict=True))
-            raise ValueError(f"{name} has shape {tuple(array.shape)}; expected ({wanted}) in {spec.replace('=', '')}")
-        if 0 in array.shape:
-            raise ValueError(f"{name} has shape {tuple(array.shape)}; expected at least one element")
-        check_layout(name, array, written=written)
-        found.update(zip(letters, array.shape, strict=True))
-    return found
-
-
-# -- finding a backend by name --------------------------------------------------------------------------------------------
-
-_instances: dict[str, Backend] = {}
-_said: set[str] = set()
-
-
-def _why_no_cuda() -> str | None:
-    from .cuda import why_not
-
-    return why_not()
-
-
-def get_backend(name: str | Backend = "cpu") -> Backend:
-    """The backend called "cpu", "cuda" (or "cuda:1"), "auto" or "numpy"; one instance each for the whole process.
-
-    "auto" is "cuda" where that can run and otherwise "cpu", which it says once on standard error; "numpy" is the readable
-    reference.  A Backend is given back as it is.  Raises BackendUnavailable with the reason, ValueError for another name.
-    """
-    if isinstance(name, Backend):
-        return name
-    kind, _, index = name.partition(":") if isinstance(name, str) else (name, "", "")
-    kind = nearest(kind, ("cpu", "cuda", "auto", "numpy"), "backend")
-    if index and not (kind == "cuda" and index.isdigit()):
-        raise ValueError(f"unknown backend {name!r}; only a GPU has a number, as in 'cuda:1'")
-    if kind == "auto":
-        kind = "cuda" if (reason := _why_no_cuda()) is None else "cpu"
-        if reason is not None and reason not in _said:
-            _said.add(reason)
-            print(f"bpgpu: backend 'auto' is the CPU: {reason}", file=sys.stderr)
-    key = f"cuda:{int(index or 0)}" if kind == "cuda" else kind
-    if key not in _instances:
-        _instances[key] = _open(kind, int(index or 0))
-    return _instances[key]
-
-
-def _open(kind: str, index: int) -> Backend:
-    if kind == "cuda":
-        from .cuda import open_device
-
-        return open_device(index)
-    if kind == "cpu":
-        from .cpu import CPUBackend
-
-        return CPUBackend()
-    from .reference import NumPyBackend
-
-    return NumPyBackend()
-
-
-def backends() -> dict[str, str]:
-    """What can run here: backend name -> "available", or why it is not."""
-    return {"cpu": "available", "cuda": _why_no_cuda() or "available", "numpy": "available"}

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Backend, BackendUnavailable, get_backend
+from .backend import Backend, BackendUnavailable
 from .cpu import CPUBackend, thread_count
+from .devices import get_backend
 from .files import load
 from .mlp import MLP
 from .optim import SGD

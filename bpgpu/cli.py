@@ -326,8 +326,8 @@ def _check(options: argparse.Namespace) -> int:
 def _info(options: argparse.Namespace) -> int:
     from importlib.metadata import PackageNotFoundError, version
 
-    from .backend import backends
     from .cpu import thread_count
+    from .devices import backends
     from .kernels.compiler import cache_folder
     from .kernels.machine import lanes, target
 
@@ -343,7 +343,7 @@ def _info(options: argparse.Namespace) -> int:
     for name, state in backends().items():
         print(f"backend {name}: {state}")
         if name == "cuda" and state == "available":
-            from .cuda import description
+            from .gpu import description
 
             print(f"GPU: {description()}")
     chosen = "NUMBA_NUM_THREADS" if os.environ.get("NUMBA_NUM_THREADS") else "the CPUs that this process may use"

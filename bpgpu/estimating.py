@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from .backend import DTYPES, Backend
+from .backend import Backend
 from .callbacks import Best, as_callbacks
-from .kernels.names import ACTIVATIONS
+from .kernels.names import ACTIVATIONS, DTYPES
 from .lbfgs import fit_lbfgs
 from .mlp import MLP
 from .optim import SGD, Adam, Optimizer

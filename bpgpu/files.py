@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .backend import Backend, get_backend
+from .backend import Backend
+from .devices import get_backend
 
 if TYPE_CHECKING:
     from .mlp import MLP

@@ -15,6 +15,7 @@ import numpy as np
 from .backend import Array, Backend
 from .callbacks import Best, Callback, Callbacks, as_callbacks
 from .checks import as_weights
+from .epochs import Epochs, Transform
 from .health import Health, Observer
 from .kernels.names import CHUNK
 from .labels import class_weights, smoothed
@@ -23,7 +24,7 @@ from .optim import SGD, Optimizer
 from .per_example import BLOCK, check_limit
 from .random import SHUFFLE, permutation
 from .streams import Rows, gathered
-from .training import Epochs, Trainer, Transform
+from .training import Trainer
 
 Order: TypeAlias = bool | Callable[[int], Any]
 

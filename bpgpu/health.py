@@ -16,9 +16,9 @@ import numpy as np
 from .backend import Array
 
 if TYPE_CHECKING:
+    from .epochs import Epochs
     from .fitting import History
     from .mlp import MLP
-    from .training import Epochs
 
 EXAMPLES = 128  # at most, to look at
 EVERY = 60

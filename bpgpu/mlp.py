@@ -18,22 +18,25 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from . import initializers, per_example
-from .backend import DTYPES, Array, Backend, BackendUnavailable, check_pair, get_backend
+from .backend import Array, Backend, BackendUnavailable
 from .checks import amount, as_labels, as_matrix, as_numbers, as_targets, as_weights, nearest, on_gpu, readable_bytes
+from .devices import get_backend
 from .inference import Inference
 from .initializers import Initializer
-from .kernels.names import ACTIVATIONS, LOSSES, SAVES_Z
+from .kernels.names import ACTIVATIONS, DTYPES, LOSSES, SAVES_Z
 from .optim import Optimizer
 from .per_example import BLOCK, ExampleNorms, NoiseScale, check_limit, clip
 from .random import check_seed
 from .reverse import Reverse
+from .shapes import check_pair
 from .streams import Rows, as_rows
 
 if TYPE_CHECKING:
     from .callbacks import Callbacks
+    from .epochs import Transform
     from .fitting import History, Order
     from .trace import Trace
-    from .training import Trainer, Transform
+    from .training import Trainer
 
 _OUTPUTS = {"cross_entropy": "softmax", "binary_cross_entropy": "sigmoid"}
 

@@ -14,3 +14,4 @@ RULES: dict[str, tuple[str, ...]] = {  # of an update: what each keeps for every
     "adam": ("mean", "square"),
 }
 HYPER = ("learning_rate", "l2", "l1", "decay", "beta1", "gain1", "beta2", "gain2", "epsilon")  # the numbers of an update
+DTYPES = ("float32", "float64")

@@ -19,6 +19,7 @@ from typing import Any
 from .machine import CHUNK, Lanes
 from .records import CHUNKS, PRODUCT, offset
 from .team import call, record
+from .tile import tile_add, tile_fma, tile_store, tile_zeros
 from .vector import (
     copy_bytes,
     copy_rows,
@@ -28,10 +29,6 @@ from .vector import (
     prefetch,
     splat,
     store,
-    tile_add,
-    tile_fma,
-    tile_store,
-    tile_zeros,
     transpose,
 )
 

@@ -1,10 +1,9 @@
 """A small vector type for Numba: what lets the CPU kernels be plain Python.
 
-Three Numba types, each one LLVM value that lives in registers:
+Two Numba types, each one LLVM value that lives in registers:
 
     Vector   `lanes` numbers of one dtype                + - * / < <= > >= == and unary -, also with a Python number
     Mask     `lanes` booleans, the result of a comparison   & | and select
-    Tile     rows x vectors Vectors, the accumulators of a register-blocked matrix product
 
 Memory is named by byte addresses and byte strides (plain integers). Every arithmetic operation is the IEEE one, rounded
 once; `fma` is the only fusion and nothing is ever contracted, reassociated or flushed, so a kernel's bits depend neither on
@@ -51,17 +50,9 @@ class Mask(types.Type):
         super().__init__(f"mask({lanes})")
 
 
-class Tile(types.Type):
-    def __init__(self, vector: Vector, rows: int, vectors: int) -> None:
-        self.vector, self.rows, self.vectors = vector, rows, vectors
-        self.llvm = ir.LiteralStructType([vector.llvm] * (rows * vectors))
-        super().__init__(f"tile({vector.name} x {vectors} x {rows})")
-
-
 @register_model(Vector)
 @register_model(Mask)
-@register_model(Tile)
-class _RegisterModel(models.PrimitiveModel):
+class RegisterModel(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: Any) -> None:
         super().__init__(dmm, fe_type, fe_type.llvm)
 
@@ -69,7 +60,7 @@ class _RegisterModel(models.PrimitiveModel):
 # -- building blocks of the code generators below -------------------------------------------------------------------
 
 
-def _splat(builder: Any, scalar: Any, vector: Vector) -> Any:
+def emit_splat(builder: Any, scalar: Any, vector: Vector) -> Any:
     undefined = ir.Constant(vector.llvm, ir.Undefined)
     first = builder.insert_element(undefined, scalar, I32(0))
     return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, vector.lanes), [0] * vector.lanes))
@@ -83,21 +74,21 @@ def _to_vector(builder: Any, value: Any, ty: Any, vector: Vector) -> Any:
         value = builder.sitofp(value, vector.element)
     elif value.type != vector.element:
         value = (builder.fptrunc if vector.dtype == "float32" else builder.fpext)(value, vector.element)
-    return _splat(builder, value, vector)
+    return emit_splat(builder, value, vector)
 
 
-def _pointer(builder: Any, address: Any, pointee: Any) -> Any:
+def emit_pointer(builder: Any, address: Any, pointee: Any) -> Any:
     return builder.inttoptr(address, pointee.as_pointer())
 
 
-def _load(builder: Any, address: Any, vector: Vector) -> Any:
-    value = builder.load(_pointer(builder, address, vector.llvm))
+def emit_load(builder: Any, address: Any, vector: Vector) -> Any:
+    value = builder.load(emit_pointer(builder, address, vector.llvm))
     value.align = vector.itemsize
     return value
 
 
-def _store(builder: Any, value: Any, address: Any, vector: Vector) -> None:
-    builder.store(value, _pointer(builder, address, vector.llvm)).align = vector.itemsize
+def emit_store(builder: Any, value: Any, address: Any, vector: Vector) -> None:
+    builder.store(value, emit_pointer(builder, address, vector.llvm)).align = vector.itemsize
 
 
 def _llvm(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
@@ -109,7 +100,7 @@ def _suffix(vector: Vector) -> str:
     return f"v{vector.lanes}f{vector.itemsize * 8}"
 
 
-def _fma(builder: Any, a: Any, b: Any, c: Any, vector: Vector) -> Any:
+def emit_fma(builder: Any, a: Any, b: Any, c: Any, vector: Vector) -> Any:
     return _llvm(builder, f"llvm.fma.{_suffix(vector)}", vector.llvm, [a, b, c])
 
 
@@ -190,7 +181,7 @@ def fma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         x, y, z = (_to_vector(builder, v, t, vector) for v, t in zip(args, sig.args, strict=True))
-        return _fma(builder, x, y, z, vector)
+        return emit_fma(builder, x, y, z, vector)
 
     return vector(a, b, c), emit
 
@@ -216,7 +207,7 @@ def polynomial(*coefficients: float) -> Any:
             constants = [ir.Constant(x.llvm, [_rounded(c, x)] * x.lanes) for c in coefficients]
             acc = constants[-1]
             for constant in constants[-2::-1]:
-                acc = _fma(builder, acc, args[0], constant, x)
+                acc = emit_fma(builder, acc, args[0], constant, x)
             return acc
 
         return x(x), emit
@@ -324,7 +315,7 @@ def splat(typingctx: Any, V: Any, x: Any) -> Any:
 @intrinsic
 def load(typingctx: Any, V: Any, address: Any) -> Any:
     """The numbers at the address."""
-    return V.vector(V, types.intp), lambda context, builder, sig, args: _load(builder, args[1], V.vector)
+    return V.vector(V, types.intp), lambda context, builder, sig, args: emit_load(builder, args[1], V.vector)
 
 
 @intrinsic
@@ -332,7 +323,7 @@ def load_splat(typingctx: Any, V: Any, address: Any) -> Any:
     """The one number at the address, in every lane."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _splat(builder, builder.load(_pointer(builder, args[1], V.vector.element)), V.vector)
+        return emit_splat(builder, builder.load(emit_pointer(builder, args[1], V.vector.element)), V.vector)
 
     return V.vector(V, types.intp), emit
 
@@ -342,7 +333,7 @@ def store(typingctx: Any, address: Any, v: Any) -> Any:
     """Write all lanes."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _store(builder, args[1], args[0], v)
+        emit_store(builder, args[1], args[0], v)
         return context.get_dummy_value()
 
     return types.void(types.intp, v), emit
@@ -354,7 +345,7 @@ def load_first(typingctx: Any, V: Any, address: Any, count: Any) -> Any:
     vector = V.vector
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        mask, pointer = _first_lanes(builder, args[2], vector), _pointer(builder, args[1], vector.llvm)
+        mask, pointer = _first_lanes(builder, args[2], vector), emit_pointer(builder, args[1], vector.llvm)
         zeros = ir.Constant(vector.llvm, [0.0] * vector.lanes)
         name = f"llvm.masked.load.{_suffix(vector)}.p0"
         return _llvm(builder, name, vector.llvm, [pointer, I32(vector.itemsize), mask, zeros])
@@ -367,7 +358,7 @@ def store_first(typingctx: Any, address: Any, v: Any, count: Any) -> Any:
     """Write the first `count` lanes; nothing beyond is touched."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        mask, pointer = _first_lanes(builder, args[2], v), _pointer(builder, args[0], v.llvm)
+        mask, pointer = _first_lanes(builder, args[2], v), emit_pointer(builder, args[0], v.llvm)
         name = f"llvm.masked.store.{_suffix(v)}.p0"
         _llvm(builder, name, ir.VoidType(), [args[1], pointer, I32(v.itemsize), mask])
         return context.get_dummy_value()
@@ -403,7 +394,7 @@ def load_number(typingctx: Any, V: Any, address: Any) -> Any:
     number = types.float32 if V.vector.dtype == "float32" else types.float64
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.load(_pointer(builder, args[1], V.vector.element))
+        return builder.load(emit_pointer(builder, args[1], V.vector.element))
 
     return number(V, types.intp), emit
 
@@ -413,7 +404,7 @@ def load_label(typingctx: Any, address: Any) -> Any:
     """The int64 at the address."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.load(_pointer(builder, args[0], ir.IntType(64)))
+        return builder.load(emit_pointer(builder, args[0], ir.IntType(64)))
 
     return types.intp(types.intp), emit
 
@@ -421,7 +412,7 @@ def load_label(typingctx: Any, address: Any) -> Any:
 @intrinsic
 def copy_bytes(typingctx: Any, target: Any, source: Any, count: Any) -> Any:
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        to, start = (_pointer(builder, a, ir.IntType(8)) for a in args[:2])
+        to, start = (emit_pointer(builder, a, ir.IntType(8)) for a in args[:2])
         cgutils.raw_memcpy(builder, to, start, args[2], 1)
         return context.get_dummy_value()
 
@@ -438,7 +429,7 @@ def copy_rows(typingctx: Any, V: Any, rows: Any, vectors: Any, source: Any, sour
         source, source_row, target = args[3:]
         for _ in range(rows.literal_value):
             for v in range(vectors.literal_value):
-                _store(builder, _load(builder, builder.add(source, source.type(v * size)), vector), target, vector)
+                emit_store(builder, emit_load(builder, builder.add(source, source.type(v * size)), vector), target, vector)
                 target = builder.add(target, target.type(size))
             source = builder.add(source, source_row)
         return target
@@ -455,7 +446,7 @@ def prefetch(typingctx: Any, V: Any, vectors: Any, address: Any) -> Any:
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         for v in range(vectors.literal_value):
-            pointer = _pointer(builder, builder.add(args[2], args[2].type(v * size)), ir.IntType(8))
+            pointer = emit_pointer(builder, builder.add(args[2], args[2].type(v * size)), ir.IntType(8))
             _llvm(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, read, near, data])
         return context.get_dummy_value()
 
@@ -469,7 +460,9 @@ def transpose(typingctx: Any, V: Any, source: Any, source_row: Any, target: Any,
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         _, source, source_row, target, target_row = args
-        rows = [_load(builder, builder.add(source, builder.mul(source_row, source_row.type(i))), vector) for i in range(lanes)]
+        rows = [
+            emit_load(builder, builder.add(source, builder.mul(source_row, source_row.type(i))), vector) for i in range(lanes)
+        ]
         half = lanes // 2
         while half:  # swap the off-diagonal quarters of ever smaller square blocks
             low = [i if i & half == 0 else i - half + lanes for i in range(lanes)]
@@ -482,87 +475,7 @@ def transpose(typingctx: Any, V: Any, source: Any, source_row: Any, target: Any,
                     rows[i + half] = builder.shuffle_vector(a, b, mask_high)
             half //= 2
         for i, row in enumerate(rows):
-            _store(builder, row, builder.add(target, builder.mul(target_row, target_row.type(i))), vector)
+            emit_store(builder, row, builder.add(target, builder.mul(target_row, target_row.type(i))), vector)
         return context.get_dummy_value()
 
     return types.void(V, types.intp, types.intp, types.intp, types.intp), emit
-
-
-def _tile_addresses(builder: Any, address: Any, row_stride: Any, tile: Tile) -> list[Any]:
-    size = tile.vector.lanes * tile.vector.itemsize
-    rows = [builder.add(address, builder.mul(row_stride, row_stride.type(r))) for r in range(tile.rows)]
-    return [builder.add(row, row.type(v * size)) for row in rows for v in range(tile.vectors)]
-
-
-def _pack(builder: Any, values: list[Any], tile: Tile) -> Any:
-    packed = ir.Constant(tile.llvm, ir.Undefined)
-    for i, value in enumerate(values):
-        packed = builder.insert_value(packed, value, i)
-    return packed
-
-
-def _unpack(builder: Any, packed: Any, tile: Tile) -> list[Any]:
-    return [builder.extract_value(packed, i) for i in range(tile.rows * tile.vectors)]
-
-
-@intrinsic(prefer_literal=True)
-def tile_zeros(typingctx: Any, V: Any, rows: Any, vectors: Any) -> Any:
-    """A tile of +0."""
-    tile = Tile(V.vector, rows.literal_value, vectors.literal_value)
-
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        zero = ir.Constant(tile.vector.llvm, [0.0] * tile.vector.lanes)
-        return _pack(builder, [zero] * (tile.rows * tile.vectors), tile)
-
-    return tile(V, rows, vectors), emit
-
-
-@intrinsic(prefer_literal=True)
-def tile_fma(typingctx: Any, tile: Any, steps: Any, a: Any, a_row: Any, a_k: Any, b: Any, b_k: Any) -> Any:
-    """tile[r, :] = fma(A[r, k], B[k, :], tile[r, :]) for k = 0 .. steps - 1.
-
-    A holds numbers at a + r a_row + k a_k, B rows of vectors at b + k b_k; steps is a constant.
-    """
-    vector = tile.vector
-    size = vector.lanes * vector.itemsize
-
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        acc, (_, _, a, a_row, a_k, b, b_k) = _unpack(builder, args[0], tile), args
-        for _ in range(steps.literal_value):
-            right = [_load(builder, builder.add(b, b.type(v * size)), vector) for v in range(tile.vectors)]
-            for r in range(tile.rows):
-                address = builder.add(a, builder.mul(a_row, a_row.type(r)))
-                left = _splat(builder, builder.load(_pointer(builder, address, vector.element)), vector)
-                for v in range(tile.vectors):
-                    i = r * tile.vectors + v
-                    acc[i] = _fma(builder, left, right[v], acc[i], vector)
-            a, b = builder.add(a, a_k), builder.add(b, b_k)
-        return _pack(builder, acc, tile)
-
-    return tile(tile, steps, *(types.intp,) * 5), emit
-
-
-@intrinsic
-def tile_store(typingctx: Any, address: Any, row_stride: Any, tile: Any) -> Any:
-    """Write the tile, its rows row_stride bytes apart."""
-
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        addresses = _tile_addresses(builder, args[0], args[1], tile)
-        for address, value in zip(addresses, _unpack(builder, args[2], tile), strict=True):
-            _store(builder, value, address, tile.vector)
-        return context.get_dummy_value()
-
-    return types.void(types.intp, types.intp, tile), emit
-
-
-@intrinsic
-def tile_add(typingctx: Any, address: Any, row_stride: Any, tile: Any) -> Any:
-    """Memory plus the tile, as a tile."""
-
-    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        addresses = _tile_addresses(builder, args[0], args[1], tile)
-        values = _unpack(builder, args[2], tile)
-        sums = [builder.fadd(_load(builder, a, tile.vector), v) for a, v in zip(addresses, values, strict=True)]
-        return _pack(builder, sums, tile)
-
-    return tile(types.intp, types.intp, tile), emit

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bpgpu import cuda
-from bpgpu.backend import Backend, get_backend
+from bpgpu import cuda, gpu
+from bpgpu.backend import Backend
 from bpgpu.cpu import CPUBackend
+from bpgpu.devices import get_backend
 from bpgpu.kernels.names import HYPER
 
 
@@ -25,7 +26,7 @@ def exact_cuda(request: pytest.FixtureRequest) -> cuda.CUDABackend:
     from tests.emulator import available
     from tests.emulator.gpu import GPU
 
-    missing = available() if request.param == "emulated" else cuda.why_not()
+    missing = available() if request.param == "emulated" else gpu.why_not()
     if missing is not None:
         if request.param == "gpu" and request.config.getoption("--require-gpu"):
             pytest.fail(f"no GPU here: {missing}")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import bpgpu
-from bpgpu import cuda, training
+from bpgpu import cuda, epochs
 from bpgpu.cpu import CPUBackend
 from bpgpu.cuda import CUDABackend
 from tests.emulator import available
@@ -223,19 +223,19 @@ def test_data_that_do_not_fit_come_slab_by_slab_with_the_same_bits(
     how: dict[str, Any] = {"layers": (64, 10, 3), "sample_weight": weight, "validation_data": (X[: n // 5], y[: n // 5])}
     how["batch"] = batch = 16 if n > 100 else 4
     expected = trained(CPU, X, y, **how)
-    monkeypatch.setattr(training, "SLAB_BYTES", 3 * batch * X[0].nbytes)
+    monkeypatch.setattr(epochs, "SLAB_BYTES", 3 * batch * X[0].nbytes)
     device = GPU(limit=X.nbytes // 2 + 200_000 if n > 100 else 49_000)
-    epochs: list[Any] = []
-    first_fill = training.Epochs._fill
-    monkeypatch.setattr(training.Epochs, "_fill", lambda self, number: (epochs.append(self), first_fill(self, number)))
+    seen: list[Any] = []
+    first_fill = epochs.Epochs._fill
+    monkeypatch.setattr(epochs.Epochs, "_fill", lambda self, number: (seen.append(self), first_fill(self, number)))
     assert trained(CUDABackend(device), X, on(device, y) if y_on_gpu else y, **how) == expected
-    assert not epochs[0].resident and epochs[0].slab in (batch, 2 * batch)
+    assert not seen[0].resident and seen[0].slab in (batch, 2 * batch)
     assert device.peak <= device.limit
 
 
 def test_a_callback_ends_a_run_in_the_middle_of_a_slab(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "SLAB_BYTES", 64 * 1024)
-    monkeypatch.setattr(training, "SLICE_SECONDS", 1e9)
+    monkeypatch.setattr(epochs, "SLAB_BYTES", 64 * 1024)
+    monkeypatch.setattr(epochs, "SLICE_SECONDS", 1e9)
     X, y = examples(2000, 64)
     ends = []
     for device in (GPU(limit=300_000), GPU()):
@@ -265,11 +265,11 @@ def test_streamed_data_meet_dropout_schedules_weights_and_checkpoints(
     how = {**RULES[rule], "layers": (64, 12, 3), "batch": 16, "dropout": [0.2, 0.5]}
     how["sample_weight"] = np.random.default_rng(1).random(len(X))
     expected = trained(CPU, X, y, **how)
-    monkeypatch.setattr(training, "SLAB_BYTES", 3 * 16 * X[0].nbytes)
-    monkeypatch.setattr(training, "SLICE_SECONDS", 0.0)
+    monkeypatch.setattr(epochs, "SLAB_BYTES", 3 * 16 * X[0].nbytes)
+    monkeypatch.setattr(epochs, "SLICE_SECONDS", 0.0)
     resident: set[bool] = set()
-    fill = training.Epochs._fill
-    monkeypatch.setattr(training.Epochs, "_fill", lambda self, k: (resident.add(self.resident), fill(self, k)))
+    fill = epochs.Epochs._fill
+    monkeypatch.setattr(epochs.Epochs, "_fill", lambda self, k: (resident.add(self.resident), fill(self, k)))
 
     def device() -> CUDABackend:
         return CUDABackend(GPU() if on_the_gpu else GPU(limit=190_000))
@@ -300,7 +300,7 @@ def test_streamed_data_meet_dropout_schedules_weights_and_checkpoints(
 
 @pytest.mark.parametrize("limit", [1 << 40, 150_000])
 def test_divergence_is_found_where_it_is(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "SLAB_BYTES", 1 << 13)
+    monkeypatch.setattr(epochs, "SLAB_BYTES", 1 << 13)
     X, y = examples(300, 64)
     X[np.random.default_rng(0).permutation(300)[:5]] *= 1e30
     said = []
@@ -397,7 +397,7 @@ def test_a_launch_holds_several_steps(gpu: GPU, steps: int) -> None:
 
 
 def test_an_epoch_is_few_launches_and_still_reports(gpu: GPU, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "SLICE_SECONDS", 1e9)
+    monkeypatch.setattr(epochs, "SLICE_SECONDS", 1e9)
     X, y = examples(16 * 50)
     seen: list[tuple[int, float]] = []
     trained(CUDABackend(gpu), X, y, epochs=1, callbacks=lambda p: seen.append((p.examples, p.loss)))

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import bpgpu
-from bpgpu import BackendUnavailable, cuda
+from bpgpu import BackendUnavailable, cuda, gpu
 from tests.emulator import available
 from tests.emulator.driver import stand_in
 from tests.emulator.gpu import GPU
@@ -44,8 +44,7 @@ def python(code: str, environment: dict[str, str] | None = None) -> str:
 def test_without_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert (
-        cuda.why_not()
-        == "CuPy is not installed; python -m pip install 'bpgpu[cuda13]' (or 'bpgpu[cuda12]' for an older driver)"
+        gpu.why_not() == "CuPy is not installed; python -m pip install 'bpgpu[cuda13]' (or 'bpgpu[cuda12]' for an older driver)"
     )
 
 
@@ -90,7 +89,7 @@ print(bpgpu.backends()["cuda"])
 
 
 def test_why_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    reason = cuda.why_not()
+    reason = gpu.why_not()
     if reason is None:
         pytest.skip("there is a GPU here")
     assert bpgpu.backends()["cuda"] == reason
@@ -105,7 +104,7 @@ def test_why_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_auto_falls_back_and_says_so_once() -> None:
-    if cuda.why_not() is None:
+    if gpu.why_not() is None:
         pytest.skip("there is a GPU here")
     code = "import bpgpu; print([bpgpu.get_backend('auto').name for _ in range(3)])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
@@ -119,7 +118,7 @@ def test_names_that_are_no_backend(name: str) -> None:
         bpgpu.get_backend(name)
 
 
-# -- CuPy's side of cuda.py ---------------------------------------------------------------------------------------------
+# -- CuPy's side of gpu.py ---------------------------------------------------------------------------------------------
 
 
 @with_cupy
@@ -127,7 +126,7 @@ def test_every_name_that_is_called_is_there() -> None:
     import cupy
     import cupyx
 
-    text = Path(cuda.__file__).read_text(encoding="utf-8")
+    text = Path(gpu.__file__).read_text(encoding="utf-8")
     names = set(re.findall(r"\bcupy\.([\w.]+\w)", text)) | {f"cuda.runtime.{n}" for n in re.findall(r"\bruntime\.(\w+)", text)}
     assert len(names) > 15
     for name in names:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import bpgpu
-from bpgpu import Distort, training
+from bpgpu import Distort, epochs
 from bpgpu.cpu import CPUBackend
 
 pytest.importorskip("scipy")
@@ -90,7 +90,7 @@ def test_the_same_seed_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> N
         return net.theta.tobytes()
 
     one = trained(1)
-    monkeypatch.setattr(training, "SLAB_BYTES", 1)
+    monkeypatch.setattr(epochs, "SLAB_BYTES", 1)
     assert one == trained(3) != trained(1, seed=4)
 
 

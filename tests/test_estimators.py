@@ -81,7 +81,7 @@ def emulated_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip(f"no emulator here: {why}")
     from bpgpu.cuda import CUDABackend
 
-    monkeypatch.setitem(bpgpu.backend._instances, "cuda:0", CUDABackend(GPU()))
+    monkeypatch.setitem(bpgpu.devices._instances, "cuda:0", CUDABackend(GPU()))
 
 
 @pytest.mark.exhaustive
@@ -330,7 +330,7 @@ def test_partial_fit_of_classes_that_come_later() -> None:
 @BOTH
 @pytest.mark.parametrize("form", [sparse.csr_array, sparse.csc_matrix, sparse.coo_array])
 def test_sparse_data_give_the_bits_of_dense_data(kind: str, form: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bpgpu.training.SLAB_BYTES", 40_000)  # several slabs an epoch
+    monkeypatch.setattr("bpgpu.epochs.SLAB_BYTES", 40_000)  # several slabs an epoch
     _, y = data_of(kind)
     X = digits_X[: len(y)]
     for extra in ({}, {"early_stopping": True}, {"batch_size": 33, "shuffle": False}):
@@ -343,7 +343,7 @@ def test_sparse_data_give_the_bits_of_dense_data(kind: str, form: Any, monkeypat
 
 
 def test_a_sparse_matrix_is_never_dense_as_a_whole(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bpgpu.training.SLAB_BYTES", 1 << 23)
+    monkeypatch.setattr("bpgpu.epochs.SLAB_BYTES", 1 << 23)
     n, features = 24_000, 2500  # 240 MB as float32
     X = sparse.random_array((n, features), density=0.001, format="csr", dtype=np.float32, rng=rng)
     y = rng.integers(0, 2, n)

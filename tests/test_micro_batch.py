@@ -71,7 +71,7 @@ def test_bad_sizes(micro: Any) -> None:
 
 @pytest.mark.parametrize("clip", [None, 0.5])
 def test_data_that_stream_to_a_gpu(clip: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bpgpu import training
+    from bpgpu import epochs
     from bpgpu.cuda import CUDABackend
     from tests.emulator import available
     from tests.emulator.gpu import GPU
@@ -81,13 +81,13 @@ def test_data_that_stream_to_a_gpu(clip: float | None, monkeypatch: pytest.Monke
     rng = np.random.default_rng(1)
     data = rng.standard_normal((1700, 60)), rng.integers(0, 3, 1700)
     stayed: dict[str, bool] = {}
-    run = training.Epochs.run
+    run = epochs.Epochs.run
 
-    def watched(self: training.Epochs, *span: int) -> Iterator[tuple[int, int | None]]:
+    def watched(self: epochs.Epochs, *span: int) -> Iterator[tuple[int, int | None]]:
         stayed[self.net.backend.name] = self.resident
         return run(self, *span)
 
-    monkeypatch.setattr(training.Epochs, "run", watched)
+    monkeypatch.setattr(epochs.Epochs, "run", watched)
     ends = []
     for backend, micro in ((cpu_backend(1), None), (CUDABackend(GPU(limit=700_000)), 256)):
         net = MLP([60, 12, 3], backend=backend, seed=2, dropout=0.3)

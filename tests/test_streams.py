@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import bpgpu
-from bpgpu import streams, training
+from bpgpu import epochs, streams
 from bpgpu.cpu import CPUBackend
 from bpgpu.streams import Spool, gathered
 
@@ -32,7 +32,7 @@ def examples(dtype: Any = np.float32) -> tuple[np.ndarray, np.ndarray]:
 @pytest.fixture(params=["small slabs", "one slab"])
 def slabs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "small slabs":
-        monkeypatch.setattr(training, "SLAB_BYTES", 7000)
+        monkeypatch.setattr(epochs, "SLAB_BYTES", 7000)
         monkeypatch.setattr(streams, "BLOCK_BYTES", 3000)
         monkeypatch.setattr(streams, "SPOOL_BYTES", 3000)
         monkeypatch.setattr(streams, "MAPPED_ROWS", 7)
@@ -192,7 +192,7 @@ def test_transforms_are_functions_of_seed_epoch_and_step(monkeypatch: pytest.Mon
         return noise(batch, rng)
 
     results = [trained(X, y, transform=look, backend=CPUBackend(threads=t))[:2] for t in (1, 3)]
-    monkeypatch.setattr(training, "SLAB_BYTES", 5000)
+    monkeypatch.setattr(epochs, "SLAB_BYTES", 5000)
     results.append(trained(X, y, transform=look)[:2])
     assert results[0] == results[1] == results[2] != trained(X, y)[:2]
     assert len(drawn) == 3 * 96 and drawn[:96] == drawn[96:192] == drawn[192:] and len(set(drawn)) == 96
@@ -218,18 +218,18 @@ def test_an_error_in_a_transform_ends_the_training(transform: Any, message: str)
 
 def test_the_next_slab_is_read_while_this_one_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Reading of slab 1 may begin before a step of slab 0 is taken, and in another thread."""
-    monkeypatch.setattr(training, "SLAB_BYTES", 16 * (4 * INPUTS + 8) * 4)
+    monkeypatch.setattr(epochs, "SLAB_BYTES", 16 * (4 * INPUTS + 8) * 4)
     read: list[int] = []
     reading = threading.Event()
-    fill = training.Epochs._fill
+    fill = epochs.Epochs._fill
 
-    def look(self: training.Epochs, number: int) -> None:
+    def look(self: epochs.Epochs, number: int) -> None:
         assert threading.current_thread() is not threading.main_thread()
         fill(self, number)
         read.append(number)
         reading.set()
 
-    monkeypatch.setattr(training.Epochs, "_fill", look)
+    monkeypatch.setattr(epochs.Epochs, "_fill", look)
     seen: list[int] = []
 
     def callback(progress: bpgpu.Progress) -> None:

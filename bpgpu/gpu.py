@@ -1,0 +1,199 @@
+"""The GPU itself, through CuPy: the Device that cuda.py computes on, whether there is one, and if not why not."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from .backend import Array, BackendUnavailable
+from .cuda import OPTIONS, CUDABackend, Event, Graph, Products
+from .launching import Record
+
+
+class CuPyDevice:
+    """An NVIDIA GPU through CuPy: arrays, the memory pool, streams, NVRTC with its cache on disk.
+
+    Everything is done on one stream, in order; copies from page-locked memory go on another beside it.  The stream is of the
+    kind that CUDA keeps in order with the null stream, which is where CuPy computes; for a caller's own stream events do that.
+    """
+
+    def __init__(self, index: int = 0) -> None:
+        import cupy
+
+        self._cupy: Any = cupy
+        self._device = cupy.cuda.Device(index)
+        with self._device:
+            self._stream = cupy.cuda.Stream()
+            self._recording, self._copying = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
+            self._issued, self._copied = (stream.record() for stream in (self._stream, self._copying))
+            properties = cupy.cuda.runtime.getDeviceProperties(index)
+        self.index = index
+        self.name = properties["name"].decode()
+        self.multiprocessors = int(properties["multiProcessorCount"])
+
+    @contextmanager
+    def here(self) -> Iterator[Any]:
+        with self._device:
+            callers = self._cupy.cuda.get_current_stream()
+            if callers in (self._stream, self._recording):
+                yield self._cupy
+                return
+            if callers.ptr != 0:
+                self._stream.wait_event(callers.record())
+            with self._stream:
+                yield self._cupy
+            if callers.ptr != 0:
+                callers.wait_event(self._stream.record())
+
+    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        with self.here() as cupy:
+            return cupy.empty(shape, dtype)
+
+    def asarray(self, array: Any) -> Array:
+        with self.here() as cupy:
+            return cupy.ascontiguousarray(cupy.asarray(array))
+
+    def copy(self, array: Array) -> Array:
+        with self.here():
+            return array.copy()
+
+    def write(self, target: Array, source: Any) -> None:
+        with self.here() as cupy:
+            target[...] = cupy.asarray(source)
+
+    def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
+        with self.here() as cupy:
+            return np.asarray(cupy.asnumpy(array))
+
+    def address(self, array: Array) -> int:
+        return int(array.data.ptr)
+
+    def adopt(self, array: Any) -> Array:
+        with self._device:
+            cupy = self._cupy
+            if not isinstance(array, cupy.ndarray):
+                array = cupy.from_dlpack(array) if hasattr(array, "__dlpack__") else cupy.asarray(array)
+        if array.device.id != self.index:
+            raise ValueError(
+                f"it is on GPU {array.device.id}, and the network on GPU {self.index}, which backend='cuda:N' chooses"
+            )
+        return array
+
+    def free_bytes(self) -> int:
+        with self._device:
+            free, _ = self._cupy.cuda.runtime.memGetInfo()
+            return int(free + self._cupy.get_default_memory_pool().free_bytes())
+
+    def pinned(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
+        from cupyx import empty_pinned
+
+        with self._device:
+            return np.asarray(empty_pinned(shape, dtype))
+
+    def upload(self, target: Array, pinned: np.ndarray[Any, Any]) -> Event:
+        with self._device:
+            self._copying.wait_event(self._issued)
+            target.set(pinned, stream=self._copying)
+            self._copied = self._copying.record()
+        return self._copied  # type: ignore[no-any-return]
+
+    def join(self) -> None:
+        with self._device:
+            self._issued = self._stream.record()
+            self._stream.wait_event(self._copied)
+
+    def products(self, precision: str) -> Products:
+        from .cublaslt import CuBLASLt
+
+        with self._device:
+            return CuBLASLt(self, precision)
+
+    def compile(self, source: str, names: Sequence[str]) -> Mapping[str, Any]:
+        with self.here() as cupy:
+            module = cupy.RawModule(code=source, options=OPTIONS)
+            functions = {name: module.get_function(name) for name in names}
+            for function in functions.values():
+                function.attributes  # noqa: B018  loads it now, which must not happen inside of a capture
+            return functions
+
+    def launch(
+        self, function: Any, grid: tuple[int, int, int], block: tuple[int, int, int], arguments: Sequence[Record]
+    ) -> None:
+        with self.here():
+            function(grid, block, tuple(arguments))
+
+    @contextmanager
+    def capture(self) -> Iterator[Graph]:
+        graph = _CuPyGraph(self)
+        with self._device, self._recording:
+            self._recording.begin_capture()
+            try:
+                yield graph
+            finally:
+                graph.graph = self._recording.end_capture()
+
+
+class _CuPyGraph:
+    def __init__(self, device: CuPyDevice) -> None:
+        self.device, self.graph = device, None
+
+    def launch(self) -> None:
+        assert self.graph is not None
+        with self.device.here():
+            self.graph.launch()
+
+
+def why_not() -> str | None:
+    """None if a GPU can be used here; otherwise one sentence: what is missing, and what mends it."""
+    if importlib.util.find_spec("cupy") is None:
+        return "CuPy is not installed; python -m pip install 'bpgpu[cuda13]' (or 'bpgpu[cuda12]' for an older driver)"
+    try:
+        import cupy
+
+        driver, own = int(cupy.cuda.runtime.driverGetVersion()), int(cupy.cuda.runtime.runtimeGetVersion())
+        if driver == 0:
+            return "there is no NVIDIA driver here; install one (nvidia-smi shows that it runs) or use backend='cpu'"
+        if driver // 1000 < own // 1000:
+            mend = "update the driver"
+            if driver // 1000 == 12:
+                mend = f"python -m pip uninstall -y cupy-cuda{own // 1000}x && python -m pip install 'bpgpu[cuda12]', or {mend}"
+            return f"CuPy is for CUDA {_version(own)} and the NVIDIA driver for CUDA {_version(driver)}; {mend}"
+        if not cupy.cuda.runtime.getDeviceCount():
+            return "there is no NVIDIA GPU here; check nvidia-smi and CUDA_VISIBLE_DEVICES"
+        cupy.cuda.nvrtc.getVersion()
+    except Exception as error:  # CuPy raises kinds of its own, and ImportError for a broken install
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "nvrtc" in reason.lower():
+            return f"CuPy finds no compiler ({reason}); python -m pip install 'bpgpu[cuda13]' (or 'bpgpu[cuda12]', as CuPy is)"
+        return f"CuPy finds no usable GPU ({reason}); check nvidia-smi, CUDA_VISIBLE_DEVICES and python -c 'import cupy'"
+    return None
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def description() -> str:
+    """The GPUs, the driver and CuPy, where why_not() is None."""
+    import cupy
+
+    runtime = cupy.cuda.runtime
+    names = [runtime.getDeviceProperties(i)["name"].decode() for i in range(runtime.getDeviceCount())]
+    driver, own = _version(runtime.driverGetVersion()), _version(runtime.runtimeGetVersion())
+    return f"{', '.join(names)}; driver for CUDA {driver}, CuPy {cupy.__version__} for CUDA {own}"
+
+
+def open_device(index: int) -> CUDABackend:
+    """The backend on GPU number `index`.  Raises BackendUnavailable if there is none."""
+    if (reason := why_not()) is not None:
+        raise BackendUnavailable(reason)
+    import cupy
+
+    count = int(cupy.cuda.runtime.getDeviceCount())
+    if index >= count:
+        raise BackendUnavailable(f"there is no GPU number {index}; this machine has {count}, counted from 0")
+    return CUDABackend(CuPyDevice(index))
