@@ -70,7 +70,7 @@ def all_checks_pass(estimator: Any) -> None:
 
 
 @BOTH
-@pytest.mark.parametrize("backend", ["cpu", "numpy"])
+@pytest.mark.parametrize("backend", ["cpu", pytest.param("numpy", marks=pytest.mark.exhaustive)])
 def test_every_check_of_scikit_learn_passes(kind: str, backend: str) -> None:
     all_checks_pass(getattr(bpgpu, kind)(backend=backend))
 
@@ -419,7 +419,7 @@ def test_a_pickled_estimator_predicts_and_goes_on_to_the_same_bits(kind: str, tm
 def test_a_pickled_network_is_on_the_cpu_where_its_device_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     net = bpgpu.MLP([3, 4, 2], seed=1)
     state = net.__getstate__() | {"backend": ("cuda:9", "exact")}
-    monkeypatch.setattr("bpgpu.backend._open", lambda *_: (_ for _ in ()).throw(bpgpu.BackendUnavailable("no CUDA here")))
+    monkeypatch.setattr("bpgpu.devices._open", lambda *_: (_ for _ in ()).throw(bpgpu.BackendUnavailable("no CUDA here")))
     other = bpgpu.MLP.__new__(bpgpu.MLP)
     with pytest.warns(UserWarning, match="on the CPU now, .*: no CUDA here"):
         other.__setstate__(state)
