@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from .backend import Backend
+from .backend import PRECISIONS, Backend
 from .callbacks import Best, as_callbacks
 from .kernels.names import ACTIVATIONS, DTYPES
 from .lbfgs import fit_lbfgs
@@ -49,6 +49,7 @@ def constraints(theirs: Any, **more: Any) -> dict[str, list[Any]]:
         "activation": [names, list, tuple], "momentum": [Interval(Real, 0, 1, closed="left")],
         "dropout": [Interval(Real, 0, 1, closed="left"), list, tuple], "callbacks": "no_validation",
         "backend": [str, Backend], "dtype": [StrOptions(set(DTYPES)), None],
+        "precision": [StrOptions(set(PRECISIONS))],
         **more,
     }  # fmt: skip
 
@@ -147,8 +148,8 @@ class Perceptron(BaseEstimator):
             return W
 
         network = MLP(
-            [self.n_features_in_, *hidden, outputs], loss=loss, backend=self.backend, dtype=dtype, dropout=self.dropout,
-            activation=[_SIGMOID.get(name, name) for name in names[: len(hidden)]], initializer=draw,
+            [self.n_features_in_, *hidden, outputs], loss=loss, backend=self.backend, dtype=dtype, precision=self.precision,
+            dropout=self.dropout, activation=[_SIGMOID.get(name, name) for name in names[: len(hidden)]], initializer=draw,
         )  # fmt: skip
         if any(network.dropout):
             network.seed = int(self._random_state.randint(2**31))

@@ -38,6 +38,7 @@ class MLPClassifier(ClassifierMixin, Perceptron):
     callbacks     one or a list of bpgpu.Callback or of functions of one bpgpu.Progress; for "sgd" and "adam"
     backend       "cpu", "cuda", "auto" or "numpy"
     dtype         "float32", "float64", or None: that of X, as in scikit-learn
+    precision     of products: "exact", or on a GPU, with dtype "float32", "tf32" or "bf16" (see bpgpu.MLP)
 
     network_                 the bpgpu.MLP
     validation_loss_curve_   loss (without its penalty) on the validation data after each epoch; None without such data
@@ -57,6 +58,7 @@ class MLPClassifier(ClassifierMixin, Perceptron):
         validation_fraction: float = 0.1, beta_1: float = 0.9, beta_2: float = 0.999,
         epsilon: float = 1e-8, n_iter_no_change: float = 10, max_fun: int = 15000, dropout: float | Sequence[float] = 0.0,
         class_weight: Any = None, callbacks: Callbacks = None, backend: str | Backend = "cpu", dtype: str | None = None,
+        precision: str = "exact",
     ) -> None:  # fmt: skip
         self._keep(locals())
 
@@ -146,8 +148,8 @@ class MLPRegressor(RegressorMixin, Perceptron):
     Parameters and attributes are those of sklearn.neural_network.MLPRegressor, and mean the same.  Besides:
 
     loss          "squared_error", "absolute_error" or "huber"
-    activation, dropout, callbacks, backend, dtype; network_, validation_loss_curve_; partial_fit, momentum, Diverged: see
-    MLPClassifier
+    activation, dropout, callbacks, backend, dtype, precision; network_, validation_loss_curve_; partial_fit, momentum,
+    Diverged: see MLPClassifier
     """
 
     _parameter_constraints = constraints(
@@ -162,7 +164,7 @@ class MLPRegressor(RegressorMixin, Perceptron):
         momentum: float = 0.9, nesterovs_momentum: bool = True, early_stopping: bool = False,
         validation_fraction: float = 0.1, beta_1: float = 0.9, beta_2: float = 0.999,
         epsilon: float = 1e-8, n_iter_no_change: float = 10, max_fun: int = 15000, dropout: float | Sequence[float] = 0.0,
-        callbacks: Callbacks = None, backend: str | Backend = "cpu", dtype: str | None = None,
+        callbacks: Callbacks = None, backend: str | Backend = "cpu", dtype: str | None = None, precision: str = "exact",
     ) -> None:  # fmt: skip
         self._keep(locals())
 

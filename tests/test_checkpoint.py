@@ -55,6 +55,12 @@ class Every(Callback):
     on_epoch_end = on_batch_end
 
 
+class Measured(Callback):
+    """It wants what the penalty is, in each epoch, for History.penalty."""
+
+    measures_penalty = True
+
+
 X, Y = data()
 WEIGHT = np.random.default_rng(1).random(60)
 CASES: dict[str, Callable[[], dict[str, Any]]] = {
@@ -67,6 +73,7 @@ CASES: dict[str, Callable[[], dict[str, Any]]] = {
     },
     "clipped": lambda: {"optimizer": SGD(0.1, 0.9), "clip_per_example": 0.5},
     "adagrad": lambda: {"optimizer": Adagrad(0.1)},
+    "penalties": lambda: {"optimizer": SGD(0.1, 0.9, weight_decay=0.05, l1=0.01), "callbacks": [Measured()]},
     "adaptive": lambda: {"optimizer": SGD(0.5, 0.9), "callbacks": [AdaptiveRate(patience=0, min_delta=0.1)]},
 }  # fmt: skip
 

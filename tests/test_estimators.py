@@ -101,6 +101,20 @@ def test_cuda_gives_the_same_bits(kind: str, emulated_cuda: None) -> None:
     assert all(np.array_equal(*pair) for pair in zip(here.coefs_, there.coefs_, strict=True))
 
 
+@BOTH
+def test_precision_is_that_of_the_network(kind: str, emulated_cuda: None) -> None:
+    X, y = data_of(kind)
+    how: dict[str, Any] = {"hidden_layer_sizes": (16, 16), "max_iter": 2, "random_state": 0, "dtype": "float32"}
+    fast = getattr(bpgpu, kind)(**how, backend="cuda", precision="tf32").fit(X[:60], y[:60])
+    exact = getattr(bpgpu, kind)(**how).fit(X[:60], y[:60])
+    assert fast.network_.backend.precision == "tf32" and fast.loss_curve_ != exact.loss_curve_
+    np.testing.assert_allclose(fast.loss_curve_, exact.loss_curve_, rtol=0.02)
+    with pytest.raises(ValueError, match="precision 'bf16' is for GPUs"):
+        getattr(bpgpu, kind)(**how, precision="bf16").fit(X[:60], y[:60])
+    with pytest.raises(ValueError, match="The 'precision' parameter of MLP"):
+        getattr(bpgpu, kind)(**how, precision="half").fit(X[:60], y[:60])
+
+
 # -- the way scikit-learn goes -------------------------------------------------------------------------------------------
 
 SOLVERS: dict[str, dict[str, Any]] = {
