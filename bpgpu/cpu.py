@@ -23,6 +23,11 @@ Array = np.ndarray[Any, Any]
 
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_READS = {  # what the finish of a product reads: the bytes between rows, and up to three matrices, as its job names them
+    "dense_forward": (),
+    "hidden_delta": ("saved_row", "saved"),
+    "dense_gradient": ("row", "parameter", "state1", "state2"),
+}
 
 
 def thread_count() -> int:
@@ -212,6 +217,8 @@ class CPUBackend(KernelBackend):
         if few and isinstance(program, CPUProgram) and not program.joining:
             self._launch_chunks(dtype, product, blocks, job, *alive)
         else:
+            for field, its in zip(("reads_row", "reads1", "reads2", "reads3"), _READS[name], strict=False):
+                product[field] = job[its]
             self._launch("product", dtype, (), product, blocks, job, *alive)
 
     def _launch_chunks(self, dtype: str, product: Array, blocks: int, *alive: Any) -> None:

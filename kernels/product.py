@@ -33,6 +33,7 @@ from .vector import (
 )
 
 Later = tuple[int, int, int]  # what is soon to be read: its address, the bytes between its rows, and its columns
+Reads = tuple[tuple[int, int, int], int]  # the matrices (0: none) that finish will read, and the bytes between their rows
 
 UNROLL = 4
 TALL = 64  # rows of a block from which on there is time to fetch the next chunk of B while this one is multiplied
@@ -64,16 +65,33 @@ def _tile_product(V: Lanes, rows: int, vectors: int, packing: bool = False) -> A
     return tile_product
 
 
+def _bring(V: Lanes) -> Any:
+    rows, neighbours = V.rows, V.vectors
+
+    @njit
+    def bring(reads: Reads, offset: int) -> None:
+        """Ask for what finish will read at the place of a tile."""
+        matrices, row = reads
+        for matrix in matrices:
+            if matrix != 0:
+                for r in range(rows):
+                    prefetch(V, neighbours, matrix + offset + r * row)
+
+    return bring
+
+
 def _rows_product(V: Lanes, tallest: int, vectors: int) -> Any:
     tall, two, one = (_tile_product(V, rows, vectors) for rows in (tallest, 2, 1))
-    size, width, neighbours = V.itemsize, V.width, V.vectors
+    bring, size, width, neighbours = _bring(V), V.itemsize, V.width, V.vectors
 
     @njit
     def rows_product(
         A: int, A_row: int, A_k: int, B: int, B_k: int, K: int, C: int, C_row: int, first: bool, rows: int,
-        later: int, later_A: Later, later_B: Later,
+        soon: tuple[int, Later, Later], reads: Reads, offset: int,
     ) -> None:  # fmt: skip
-        """One chunk of any number of rows, in tiles of `tallest`, 2 and 1; meanwhile `later` rows of A and B come nearer."""
+        """One chunk of any number of rows, in tiles of `tallest`, 2 and 1; meanwhile memory comes nearer: `later` rows of A
+        and B, and what finish reads."""
+        later, later_A, later_B = soon
         share = later // (rows // tallest) + 1 if later > 0 else 0
         while rows >= tallest:
             for i in range(share):
@@ -82,6 +100,8 @@ def _rows_product(V: Lanes, tallest: int, vectors: int) -> Any:
                         prefetch(V, neighbours, start + i * row + c * size)
             later_A = (later_A[0] + share * later_A[1], later_A[1], later_A[2])
             later_B = (later_B[0] + share * later_B[1], later_B[1], later_B[2])
+            bring(reads, offset)
+            offset += tallest * reads[1]
             tall(A, A_row, A_k, B, B_k, K, C, C_row, first, 0)
             A, C, rows = A + tallest * A_row, C + tallest * C_row, rows - tallest
         while rows >= 2:
@@ -147,7 +167,7 @@ def product(V: Lanes) -> Callable[..., None]:
         _rows_product(V, rows, vectors) for rows, vectors in ((V.rows, V.vectors), (V.rows, 1), (2, V.broad))
     )
     packing = _tile_product(V, V.rows, V.vectors, True)
-    pack, pack_transposed = _pack(V), _pack_transposed(V)
+    bring, pack, pack_transposed = _bring(V), _pack(V), _pack_transposed(V)
     BLOCK, SQUARE, COLUMNS = V.block_start, V.square_start, V.columns_start
 
     def product(job: int, scratch: int, step: int, item: int) -> None:
@@ -164,10 +184,12 @@ def product(V: Lanes) -> Callable[..., None]:
                 for i in range(K):
                     copy_bytes(columns_of_A + i * rows * size, A + i * A_k, rows * size)
                 A, A_k = columns_of_A, rows * size
+            reads = (p.reads1, p.reads2, p.reads3) if k + CHUNK >= p.K else (0, 0, 0), p.reads_row
             if p.B_transposed:
                 pack_transposed(p.B + col * p.B_row + k * size, p.B_row, K, cols, panels, width, square)
             for c in range(0, cols, width):
                 panel, source = panels + c * CHUNK * size, p.B + k * p.B_row + (col + c) * size
+                offset = row * p.reads_row + (col + c) * size
                 tile_A, C, B, B_k, left = A, block + c * size, panel, panel_row, rows
                 if p.B_transposed:
                     pass  # it is packed
@@ -176,6 +198,8 @@ def product(V: Lanes) -> Callable[..., None]:
                 elif rows <= TILE_ROWS:  # too few rows are not worth a copy
                     B, B_k = source, p.B_row
                 else:
+                    bring(reads, offset)
+                    offset += TILE_ROWS * p.reads_row
                     packing(A, p.A_row, A_k, source, p.B_row, K, C, C_row, first, panel)
                     tile_A, C, left = A + TILE_ROWS * p.A_row, C + TILE_ROWS * C_row, rows - TILE_ROWS
                 # the share of this panel in the next chunk
@@ -185,12 +209,13 @@ def product(V: Lanes) -> Callable[..., None]:
                 later_B = p.B + there * p.B_row + col * size, p.B_row, cols
                 if p.B_transposed:
                     later, later_B = min(later, width), (p.B + (col + c) * p.B_row + (k + CHUNK) * size, p.B_row, CHUNK)
+                soon = later, later_A, later_B
                 if cols - c <= lanes:
-                    narrow(tile_A, p.A_row, A_k, B, B_k, K, C, C_row, first, left, later, later_A, later_B)
+                    narrow(tile_A, p.A_row, A_k, B, B_k, K, C, C_row, first, left, soon, reads, offset)
                 elif width == WIDTH:
-                    wide(tile_A, p.A_row, A_k, B, B_k, K, C, C_row, first, left, later, later_A, later_B)
+                    wide(tile_A, p.A_row, A_k, B, B_k, K, C, C_row, first, left, soon, reads, offset)
                 else:
-                    broad(tile_A, p.A_row, A_k, B, B_k, K, C, C_row, first, left, later, later_A, later_B)
+                    broad(tile_A, p.A_row, A_k, B, B_k, K, C, C_row, first, left, soon, reads, offset)
         call(p.finish, (p.finish_job, block, C_row, row, rows, col, cols))
 
     return product
