@@ -22,10 +22,12 @@ from .launching import KernelBackend, new_record
 Array = np.ndarray[Any, Any]
 
 
+_HUGE = 1 << 21  # bytes of Linux's large pages
+_AHEAD = 4  # blocks below each other from which on B is packed ahead of a product
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
-_READS = {  # what the finish of a product reads: the bytes between rows, and up to three matrices, as its job names them
-    "dense_forward": (),
-    "hidden_delta": ("saved_row", "saved"),
+_READS = {  # what the finish of a product touches: the bytes between rows, and up to three matrices, as its job names them
+    "dense_forward": ("A_row", "A", "Z"),
+    "hidden_delta": ("saved_row", "saved", "dZ"),
     "dense_gradient": ("row", "parameter", "state1", "state2"),
 }
 
@@ -64,7 +66,7 @@ class Team:
         allocate = _python_lock("PyThread_allocate_lock", ctypes.c_void_p)
         acquire = _python_lock("PyThread_acquire_lock_timed", ctypes.c_int)
         scratch_bytes = max(lanes(dtype).scratch_bytes for dtype in ("float32", "float64"))
-        self._shared, self._scratch = _lines(records.TEAM.itemsize), _lines(size * scratch_bytes)
+        self._shared, self._scratch = _lines(records.TEAM.itemsize), _lines(max(_HUGE, size * scratch_bytes))
         self._members = _lines(size * records.MEMBER.itemsize)
         members = self._members.view(records.MEMBER)
         members["scratch"] = _address(self._scratch) + scratch_bytes * np.arange(size)
@@ -111,9 +113,11 @@ def _python_lock(name: str, result: Any) -> Any:
 
 
 def _lines(size: int, make: Callable[..., Array] = np.zeros) -> Array:
-    """Bytes on whole cache lines."""
-    raw = make(size + 64, np.uint8)
-    start = -_address(raw) % 64
+    """Bytes on whole cache lines; many of them on Linux's large pages, which NumPy asks for from 4 MiB on: addresses are
+    found sooner there, and lie in the caches as they do in memory."""
+    unit = _HUGE if size >= _HUGE else 64
+    raw = make(size + unit, np.uint8)
+    start = -_address(raw) % unit
     return raw[start : start + size]
 
 
@@ -134,6 +138,16 @@ class CPUProgram(Program):
         self.entries[self.first][3:] = len(self.entries) - self.first, self.entries[self.first][4] + items
         self._alive.append((job, alive))
         self._program = None
+
+    @contextmanager
+    def before(self) -> Iterator[None]:
+        """What is added in a with block goes ahead of the entries that are being joined."""
+        first, joining = self.first if self.joining else len(self.entries), self.joining
+        joined, self.joining = self.entries[first:], False
+        del self.entries[first:]
+        yield
+        self.joining, self.first = joining, len(self.entries)
+        self.entries += joined
 
     def _run(self, first_step: int, steps: int) -> None:
         if self._program is None:
@@ -212,14 +226,22 @@ class CPUBackend(KernelBackend):
         M, N, K = (int(product[size]) for size in "MNK")
         rows, cols = product["row_block"], product["col_block"] = self._blocks(name, M, N, K, lanes(dtype))
         product["finish"], product["finish_job"] = kernel(name, dtype, option), _address(job)
-        blocks, program = -(-M // rows) * -(-N // cols), self.recorder
-        few = blocks < self._wanted and K > CHUNK
+        down, across, chunks, program = -(-M // rows), -(-N // cols), -(-K // CHUNK), self.recorder
+        few = down * across < self._wanted and chunks > 1
+        # blocks below each other share what is packed of B: in one item if it is one chunk, otherwise packed ahead
+        shared = -(-down // -(-self._wanted // across)) if chunks == 1 and rows > lanes(dtype).rows else 1
+        product["item_rows"], items = shared * rows, -(-down // shared) * across
         if few and isinstance(program, CPUProgram) and not program.joining:
-            self._launch_chunks(dtype, product, blocks, job, *alive)
+            self._launch_chunks(dtype, product, items, job, *alive)
         else:
             for field, its in zip(("reads_row", "reads1", "reads2", "reads3"), _READS[name], strict=False):
                 product[field] = job[its]
-            self._launch("product", dtype, (), product, blocks, job, *alive)
+            if chunks > 1 and down >= _AHEAD and isinstance(program, CPUProgram):
+                panels = self.empty((across * chunks, CHUNK * cols), dtype)
+                product["panels"], alive = _address(panels), (*alive, panels)
+                with program.before():
+                    self._launch("pack_panels", dtype, (), product, len(panels), *alive)
+            self._launch("product", dtype, (), product, items, job, *alive)
 
     def _launch_chunks(self, dtype: str, product: Array, blocks: int, *alive: Any) -> None:
         """A product in two stages: the chunks of k on their own, so that there is work for all threads, then their sum."""

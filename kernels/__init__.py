@@ -13,6 +13,7 @@ from typing import Any
 # name of a kernel: file and function that make it
 _MAKERS = {
     "product": ("product", "product"),
+    "pack_panels": ("product", "pack_panels"),
     "add_chunks": ("product", "add_chunks"),
     "dense_forward": ("dense_forward", "finish"),
     "hidden_delta": ("hidden_delta", "finish"),

@@ -21,10 +21,10 @@ def finish(V: Lanes, name: str) -> Callable[..., None]:
 
     def finish(job: int, block: int, block_row: int, row: int, rows: int, col: int, cols: int) -> None:
         p = record(FORWARD, job)
-        for c in range(0, cols, lanes):
-            count, column = min(lanes, cols - c), (col + c) * size
-            bias = load_up_to(V, p.bias + column, count)
-            for r in range(rows):
+        for r in range(rows):
+            for c in range(0, cols, lanes):
+                count, column = min(lanes, cols - c), (col + c) * size
+                bias = load_up_to(V, p.bias + column, count)
                 z = load(V, block + r * block_row + c * size) + bias
                 if p.Z != 0:
                     store_up_to(V, p.Z + (row + r) * p.Z_row + column, z, count)

@@ -149,15 +149,29 @@ def _pack_transposed(V: Lanes) -> Any:
 
 
 @njit
-def block_of(job: int, item: int) -> tuple[int, int, int, int]:
-    """First row, rows, first column and columns of a block of C.
+def part_of(job: int, item: int) -> tuple[int, int, int, int]:
+    """First row, rows, first column and columns of an item's part of C.
 
-    The blocks come in such an order that half of them are half of the units of a layer, in all three products.
+    The items come in such an order that half of them are half of the units of a layer, in all three products.
     """
     p = record(PRODUCT, job)
-    row_blocks = (p.M + p.row_block - 1) // p.row_block
-    row, col = item % row_blocks * p.row_block, item // row_blocks * p.col_block
-    return row, min(p.row_block, p.M - row), col, min(p.col_block, p.N - col)
+    parts = (p.M + p.item_rows - 1) // p.item_rows
+    row, col = item % parts * p.item_rows, item // parts * p.col_block
+    return row, min(p.item_rows, p.M - row), col, min(p.col_block, p.N - col)
+
+
+def _panels_of(V: Lanes) -> Any:
+    size = V.itemsize
+
+    @njit
+    def panels_of(job: int, k: int, col: int) -> int:
+        """Where pack_panels puts a chunk of B for the blocks that begin at column `col`."""
+        p = record(PRODUCT, job)
+        chunks = (p.K + CHUNK - 1) // CHUNK
+        address: int = p.panels + (col // p.col_block * chunks + k // CHUNK) * CHUNK * p.col_block * size
+        return address
+
+    return panels_of
 
 
 def product(V: Lanes) -> Callable[..., None]:
@@ -167,17 +181,22 @@ def product(V: Lanes) -> Callable[..., None]:
         _rows_product(V, rows, vectors) for rows, vectors in ((V.rows, V.vectors), (V.rows, 1), (2, V.broad))
     )
     packing = _tile_product(V, V.rows, V.vectors, True)
-    bring, pack, pack_transposed = _bring(V), _pack(V), _pack_transposed(V)
+    bring, pack, pack_transposed, panels_of = _bring(V), _pack(V), _pack_transposed(V), _panels_of(V)
     BLOCK, SQUARE, COLUMNS = V.block_start, V.square_start, V.columns_start
 
-    def product(job: int, scratch: int, step: int, item: int) -> None:
+    @njit
+    def block_product(job: int, scratch: int, row: int, rows: int, end: int, col: int, cols: int, packed: bool) -> None:
+        """A block of C, in an item that ends at row `end`.  packed: the one chunk of B there is, for the block above."""
         p = record(PRODUCT, job)
         panels, block, square, columns_of_A = scratch, scratch + BLOCK, scratch + SQUARE, scratch + COLUMNS
         width = BROAD if p.M < TILE_ROWS else WIDTH  # of a panel
         C_row, panel_row = p.col_block * size, width * size
-        row, rows, col, cols = block_of(job, item)
+        packed = packed or p.panels != 0
         for k in range(0, p.K, CHUNK):
+            if p.panels != 0:
+                panels = panels_of(job, k, col)
             K, first = min(CHUNK, p.K - k), k == 0
+            next_row, next_k = (row, k + CHUNK) if k + CHUNK < p.K else (row + rows, k)
             A, A_k, A_cols = p.A + row * p.A_row + k * p.A_k, p.A_k, 0
             if A_k != size and rows > TILE_ROWS:  # A is read down its columns: bring the rows of its block together
                 A_cols = rows
@@ -185,14 +204,14 @@ def product(V: Lanes) -> Callable[..., None]:
                     copy_bytes(columns_of_A + i * rows * size, A + i * A_k, rows * size)
                 A, A_k = columns_of_A, rows * size
             reads = (p.reads1, p.reads2, p.reads3) if k + CHUNK >= p.K else (0, 0, 0), p.reads_row
-            if p.B_transposed:
+            if p.B_transposed and not packed:
                 pack_transposed(p.B + col * p.B_row + k * size, p.B_row, K, cols, panels, width, square)
             for c in range(0, cols, width):
                 panel, source = panels + c * CHUNK * size, p.B + k * p.B_row + (col + c) * size
                 offset = row * p.reads_row + (col + c) * size
                 tile_A, C, B, B_k, left = A, block + c * size, panel, panel_row, rows
-                if p.B_transposed:
-                    pass  # it is packed
+                if packed or p.B_transposed:
+                    pass  # the panel is there
                 elif cols - c < width:
                     pack(source, p.B_row, K, cols - c, panel, panel_row)
                 elif rows <= TILE_ROWS:  # too few rows are not worth a copy
@@ -202,13 +221,14 @@ def product(V: Lanes) -> Callable[..., None]:
                     offset += TILE_ROWS * p.reads_row
                     packing(A, p.A_row, A_k, source, p.B_row, K, C, C_row, first, panel)
                     tile_A, C, left = A + TILE_ROWS * p.A_row, C + TILE_ROWS * C_row, rows - TILE_ROWS
-                # the share of this panel in the next chunk
-                later = CHUNK // ((cols + width - 1) // width) if rows >= TALL and k + CHUNK < p.K else 0
-                there = k + CHUNK + c // width * later
-                later_A = p.A + row * p.A_row + there * p.A_k, p.A_k, A_cols
-                later_B = p.B + there * p.B_row + col * size, p.B_row, cols
-                if p.B_transposed:
-                    later, later_B = min(later, width), (p.B + (col + c) * p.B_row + (k + CHUNK) * size, p.B_row, CHUNK)
+                # the share of this panel in what comes next: another chunk, or the block below
+                later = K // ((cols + width - 1) // width) if rows >= TALL and (next_k > k or next_row < end) else 0
+                there = next_k + c // width * later
+                later_A = p.A + next_row * p.A_row + there * p.A_k, p.A_k, A_cols
+                later_B = p.B + there * p.B_row + col * size, p.B_row, cols if next_k > k and not packed else 0
+                if p.B_transposed and not packed:
+                    later = min(later, width)
+                    later_B = p.B + (col + c) * p.B_row + next_k * size, p.B_row, CHUNK if next_k > k else 0
                 soon = later, later_A, later_B
                 if cols - c <= lanes:
                     narrow(tile_A, p.A_row, A_k, B, B_k, K, C, C_row, first, left, soon, reads, offset)
@@ -218,7 +238,34 @@ def product(V: Lanes) -> Callable[..., None]:
                     broad(tile_A, p.A_row, A_k, B, B_k, K, C, C_row, first, left, soon, reads, offset)
         call(p.finish, (p.finish_job, block, C_row, row, rows, col, cols))
 
+    def product(job: int, scratch: int, step: int, item: int) -> None:
+        p = record(PRODUCT, job)
+        start, rows, col, cols = part_of(job, item)
+        for row in range(start, start + rows, p.row_block):
+            block_product(job, scratch, row, min(p.row_block, start + rows - row), start + rows, col, cols, row > start)
+
     return product
+
+
+def pack_panels(V: Lanes) -> Callable[..., None]:
+    """Where many blocks of C take the same part of B: this packs all of B ahead of the product, whose PRODUCT record is the
+    job."""
+    WIDTH, size, SQUARE = V.width, V.itemsize, V.square_start
+    panels_of, pack, pack_transposed = _panels_of(V), _pack(V), _pack_transposed(V)
+
+    def pack_panels(job: int, scratch: int, step: int, item: int) -> None:
+        p = record(PRODUCT, job)
+        chunks = (p.K + CHUNK - 1) // CHUNK
+        k, col = item % chunks * CHUNK, item // chunks * p.col_block
+        K, cols, panels = min(CHUNK, p.K - k), min(p.col_block, p.N - col), panels_of(job, k, col)
+        if p.B_transposed:
+            pack_transposed(p.B + col * p.B_row + k * size, p.B_row, K, cols, panels, WIDTH, scratch + SQUARE)
+        else:
+            for c in range(0, cols, WIDTH):
+                source = p.B + k * p.B_row + (col + c) * size
+                pack(source, p.B_row, K, min(WIDTH, cols - c), panels + c * CHUNK * size, WIDTH * size)
+
+    return pack_panels
 
 
 def add_chunks(V: Lanes) -> Callable[..., None]:
@@ -230,7 +277,7 @@ def add_chunks(V: Lanes) -> Callable[..., None]:
     def add_chunks(job: int, scratch: int, step: int, item: int) -> None:
         p, whole = record(CHUNKS, job), record(PRODUCT, job + WHOLE)
         block, C_row = scratch + BLOCK, whole.col_block * size
-        row, rows, col, cols = block_of(job + WHOLE, item)
+        row, rows, col, cols = part_of(job + WHOLE, item)
         for r in range(rows):
             for c in range(0, cols, lanes):
                 count, chunk = min(lanes, cols - c), p.sums + (row + r) * p.sums_row + (col + c) * size

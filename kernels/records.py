@@ -28,8 +28,8 @@ ENTRY = _words("kernel", "job", "items", "together", "all_items")  # the last tw
 
 # operations (the file of the same name says what each field means)
 PRODUCT = _words(
-    "A", "A_row", "A_k", "B", "B_row", "B_transposed", "M", "N", "K", "row_block", "col_block", "finish", "finish_job",
-    "reads1", "reads2", "reads3", "reads_row",
+    "A", "A_row", "A_k", "B", "B_row", "B_transposed", "M", "N", "K", "row_block", "col_block", "item_rows", "panels",
+    "finish", "finish_job", "reads1", "reads2", "reads3", "reads_row",
 )  # fmt: skip
 CHUNKS = _words("sums", "sums_row", "sums_chunk", "chunks", product=PRODUCT)
 SPLIT = _words("partials", "arrived", "steps")  # on the GPU: how a product's sums are cut over blocks

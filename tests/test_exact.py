@@ -304,6 +304,31 @@ def test_chunks_of_few_blocks_on_several_threads(
         assert_same_bits(Z, cpu.dense_forward(X, W, b))
 
 
+@pytest.mark.parametrize(
+    "shape", [(1030, 300, 37), (1100, 513, 130), (259, 1027, 40), (2100, 19, 300), (600, 790, 9), (100, 1030, 600)], ids=name_of
+)
+def test_many_blocks_that_share_an_operand(
+    shape: tuple[int, int, int], dtype: np.dtype, cpu: Backend, rng: np.random.Generator
+) -> None:
+    """Recorded products of many rows pack W, dZ once for several blocks: to the same bits, whatever ran before."""
+    n, i, o = shape
+    X, W, b = numbers(rng, n, i, dtype=dtype), numbers(rng, i, o, dtype=dtype), numbers(rng, o, dtype=dtype)
+    dZ, saved = numbers(rng, n, o, dtype=dtype), numbers(rng, n, i, dtype=dtype)
+    with fenced(dtype, (n, o), (n, i), (i, o), (o,), (i, o), (o,)) as (A, dX, dW, db, dW_alone, db_alone):
+        with cpu.capture() as program:
+            cpu.dense_forward(X, W, b, A=A)
+            cpu.hidden_delta(dZ, W, saved, dZ_below=dX)
+            with cpu.together():
+                cpu.dense_gradient(X[:77], dZ[:77], dW=dW_alone, db=db_alone)
+                cpu.dense_gradient(X, dZ, dW=dW, db=db)
+        program.run(0, 2)
+        assert_same_bits(A, product(X, W) + b, "A")
+        assert_same_bits(dX, product(dZ, W.T.copy()), "dX")
+        assert_same_bits(dW, product(X.T.copy(), dZ), "dW")
+        assert_same_bits(db, column_sums(dZ), "db")
+        assert_same_bits(dW_alone, product(X[:77].T.copy(), dZ[:77]), "dW of some examples")
+
+
 @pytest.mark.parametrize("length", [1, 2, 255, 256, 257, 512, 513, 1000])
 def test_total(length: int, dtype: np.dtype, cpu: Backend, rng: np.random.Generator) -> None:
     losses = numbers(rng, length, dtype=dtype)
