@@ -22,7 +22,7 @@ try:
     from sklearn.model_selection import train_test_split
     from sklearn.utils import check_random_state, column_or_1d, shuffle
     from sklearn.utils._param_validation import Interval, StrOptions
-    from sklearn.utils.class_weight import compute_sample_weight
+    from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
     from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 except ImportError as error:
     raise ImportError("bpgpu's estimators need scikit-learn: python -m pip install 'bpgpu[sklearn]'") from error
@@ -95,7 +95,10 @@ class Perceptron(BaseEstimator):
         if (by_class := getattr(self, "class_weight", None)) is not None:
             if incremental and isinstance(by_class, str):
                 raise ValueError(f"class_weight={by_class!r} needs all data at once; pass partial_fit a dict of weights")
-            factors = compute_sample_weight(by_class, y).astype(X.dtype)
+            if isinstance(by_class, dict) and y.ndim == 1:  # a part of the data may lack some of the classes
+                factors = compute_class_weight(by_class, classes=self.classes_, y=y)[targets].astype(X.dtype)
+            else:
+                factors = compute_sample_weight(by_class, y).astype(X.dtype)
             weight = factors if weight is None else weight * factors
         held_back = self._validation_data(*validation)
         if held_back is not None and self.solver == "lbfgs":
@@ -283,7 +286,7 @@ class Perceptron(BaseEstimator):
             self.network_.backend.write(array, np.asarray(values, self.network_.dtype))
 
     def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().__getstate__()
+        state: dict[str, Any] = dict(super().__getstate__())
         if "_optimizer" in state:  # what its rule keeps, too: partial_fit goes on to the same bits
             trainer, to_numpy = self.network_.trainer(self._optimizer), self.network_.backend.to_numpy
             kept = {name: np.array(to_numpy(array)) for name, array in trainer.states.items()}
@@ -293,7 +296,7 @@ class Perceptron(BaseEstimator):
     def __setstate__(self, state: dict[str, Any]) -> None:
         steps_taken, kept = state.pop("_kept", (0, {}))
         super().__setstate__(state)
-        if kept:
+        if "_optimizer" in state:
             trainer = self.network_.trainer(self._optimizer)
             trainer.adopt(self._optimizer)
             trainer.steps_taken = steps_taken

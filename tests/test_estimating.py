@@ -1,0 +1,70 @@
+"""How the estimators go on: parts of the data, pickles, changed parameters, checkpoints, Ctrl-C; and what they say of it."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_iris, make_regression
+from sklearn.preprocessing import StandardScaler
+
+import bpgpu
+from bpgpu import MLPClassifier
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+X, y = load_iris(return_X_y=True)
+X = StandardScaler().fit_transform(X)
+numbers_X, numbers_y = make_regression(200, 6, random_state=0)
+numbers_y = numbers_y / 50
+SMALL: dict[str, Any] = {"hidden_layer_sizes": (16, 9), "max_iter": 12, "random_state": 3}
+BOTH = pytest.mark.parametrize("kind", ["MLPClassifier", "MLPRegressor"])
+
+
+def data_of(kind: str) -> tuple[np.ndarray, np.ndarray]:
+    return (X, y) if kind == "MLPClassifier" else (numbers_X, numbers_y)
+
+
+# -- parts of the data -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("solver", ["adam", "sgd"])
+def test_a_batch_whose_weights_are_all_0_teaches_nothing(solver: str, dtype: np.dtype) -> None:
+    weight = np.array([0.0] * 20 + [1.0] * 130)
+    options: dict[str, Any] = {**SMALL, "solver": solver, "batch_size": 10, "shuffle": False, "dtype": dtype.name}
+    curve = MLPClassifier(**options).fit(X, y, sample_weight=weight).loss_curve_
+    assert len(curve) == 12 and np.isfinite(curve).all() and curve[-1] < 0.9 * curve[0]
+    if solver == "sgd":  # without momentum such batches are none
+        options |= {"momentum": 0.0, "max_iter": 1}
+        whole, part = MLPClassifier(**options).fit(X, y, sample_weight=weight), MLPClassifier(**options).fit(X[20:], y[20:])
+        np.testing.assert_allclose(whole.network_.theta, part.network_.theta, rtol=1e-5, atol=1e-7)
+
+
+def test_class_weights_of_a_part_without_some_of_the_classes() -> None:
+    names = np.array(["a", "b", "c"])[y]
+    first, late = np.r_[0:50, 60:70], np.r_[60:70, 110:150]  # a and b; b and c
+    weighted = MLPClassifier(**SMALL, class_weight={"a": 5.0})
+    by_hand = MLPClassifier(**SMALL)
+    for rows in (first, late):
+        weighted.partial_fit(X[rows], names[rows], classes=["a", "b", "c"])
+        by_hand.partial_fit(X[rows], names[rows], np.where(names[rows] == "a", 5.0, 1.0), classes=["a", "b", "c"])
+    assert weighted.loss_curve_ == by_hand.loss_curve_
+    with pytest.raises(ValueError, match="not in class_weight"):
+        MLPClassifier(**SMALL, class_weight={"A": 5.0}).fit(X, names)
+
+
+# -- pickles ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.0}, {"learning_rate": "invscaling"}])
+def test_a_pickled_estimator_goes_on_with_the_same_dropout(options: dict[str, Any]) -> None:
+    clf = MLPClassifier(**SMALL, solver="sgd", dropout=0.5, **options).fit(X, y)
+    before = set(vars(clf))
+    copy = pickle.loads(pickle.dumps(clf))
+    assert set(vars(clf)) == before == set(vars(copy))
+    for estimator in (clf, copy):
+        estimator.partial_fit(X, y).partial_fit(X, y)
+    assert np.array_equal(copy.network_.theta, clf.network_.theta) and copy.loss_curve_ == clf.loss_curve_
+    clf.set_params(solver="lbfgs", dropout=0.0).fit(X, y)
+    assert np.array_equal(pickle.loads(pickle.dumps(clf)).predict(X), clf.predict(X))
