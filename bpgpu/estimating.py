@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = np.ndarray[Any, Any]
 _SIGMOID = {"logistic": "sigmoid"}  # what scikit-learn calls it
+_DESIGN = ("hidden_layer_sizes", "activation", "dropout", "loss", "backend", "dtype", "precision")
 _OUT = {"cross_entropy": "softmax", "binary_cross_entropy": "logistic"}  # out_activation_, otherwise "identity"
 
 
@@ -89,6 +90,8 @@ class Perceptron(BaseEstimator):
         if incremental and self.early_stopping:
             raise ValueError("partial_fit has no early_stopping: it is one epoch; set early_stopping=False")
         fresh = not hasattr(self, "network_") or not (self.warm_start or incremental)
+        if not fresh:
+            self._check_design()
         X, y = self._checked(X, y, reset=fresh, dtype=(np.float64, np.float32) if fresh else self.network_.dtype)
         targets = self._learned_targets(y, fresh, incremental)
         weight = None if sample_weight is None else _check_sample_weight(sample_weight, X, dtype=X.dtype)
@@ -103,10 +106,6 @@ class Perceptron(BaseEstimator):
         held_back = self._validation_data(*validation)
         if held_back is not None and self.solver == "lbfgs":
             raise ValueError("X_val and y_val go with solver='sgd' or 'adam'; 'lbfgs' has no epochs")
-        if not fresh and self._hidden != self.network_.layers[1:-1]:
-            raise ValueError(
-                f"hidden_layer_sizes is {self.hidden_layer_sizes}; the network that goes on has {self.network_.layers[1:-1]}"
-            )
         if fresh or not incremental:
             self._random_state = check_random_state(self.random_state)
         if fresh:
@@ -122,6 +121,20 @@ class Perceptron(BaseEstimator):
     @property
     def _hidden(self) -> tuple[Any, ...]:
         return tuple(np.atleast_1d(self.hidden_layer_sizes).tolist())
+
+    @property
+    def _design(self) -> dict[str, Any]:
+        """The parameters that a network is made of."""
+        design = {name: getattr(self, name) for name in _DESIGN if hasattr(self, name)} | {"hidden_layer_sizes": self._hidden}
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in design.items()}
+
+    def _check_design(self) -> None:
+        for name, value in self._design.items():
+            if value != (its := self._design_of_network[name]):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; the network that goes on was made with {its!r}: set it back, or begin "
+                    "a new one by fit with warm_start=False"
+                )
 
     def _checked(self, X: Any, y: Any, *, reset: bool, dtype: Any) -> tuple[Any, Any]:
         """X of a dtype of the network, dense or as rows (csr), and y dense."""
@@ -159,7 +172,7 @@ class Perceptron(BaseEstimator):
         self.__dict__.update(
             network_=network, n_layers_=len(hidden) + 2, n_outputs_=outputs, out_activation_=_OUT.get(loss, "identity"),
             n_iter_=0, t_=0, loss_curve_=[], validation_loss_curve_=None, validation_scores_=None, best_loss_=None,
-            best_validation_score_=None, _waited=0,
+            best_validation_score_=None, _waited=0, _design_of_network=self._design,
         )  # fmt: skip
         self.intercepts_ = biases
         self.__dict__.pop("_optimizer", None)
@@ -206,6 +219,7 @@ class Perceptron(BaseEstimator):
             warnings.warn(f"batch_size={self.batch_size} is cut to the {n} examples there are", stacklevel=4)
         if not incremental or not hasattr(self, "_optimizer"):
             self._optimizer = self._new_optimizer()
+        self._optimizer.weight_decay = float(self.alpha)
         rows = np.arange(n)
 
         def order(epoch: int) -> Array:
@@ -234,12 +248,11 @@ class Perceptron(BaseEstimator):
         )  # fmt: skip
 
     def _new_optimizer(self) -> Optimizer:
-        penalty: dict[str, Any] = {"weight_decay": float(self.alpha), "average_penalties": True}
         rate = float(self.learning_rate_init)
         if self.solver == "adam":
-            return Adam(rate, self.beta_1, self.beta_2, self.epsilon, epsilon_hat=True, **penalty)
+            return Adam(rate, self.beta_1, self.beta_2, self.epsilon, epsilon_hat=True, average_penalties=True)
         nesterov = self.nesterovs_momentum and self.momentum > 0
-        return SGD(rate, self.momentum, nesterov=nesterov, rate_in_velocity=True, **penalty)
+        return SGD(rate, self.momentum, nesterov=nesterov, rate_in_velocity=True, average_penalties=True)
 
     # -- use -------------------------------------------------------------------------------------------------------------
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pickle
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
+from sklearn import neural_network
 from sklearn.datasets import load_iris, make_regression
 from sklearn.preprocessing import StandardScaler
 
@@ -52,6 +54,44 @@ def test_class_weights_of_a_part_without_some_of_the_classes() -> None:
     assert weighted.loss_curve_ == by_hand.loss_curve_
     with pytest.raises(ValueError, match="not in class_weight"):
         MLPClassifier(**SMALL, class_weight={"A": 5.0}).fit(X, names)
+
+
+# -- parameters that change -----------------------------------------------------------------------------------------------
+
+
+CHANGES: dict[str, Any] = {
+    "hidden_layer_sizes": 5, "activation": "tanh", "dropout": 0.5, "backend": "numpy", "dtype": "float32", "precision": "tf32",
+    "loss": "huber",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [*product(["MLPRegressor"], CHANGES), *product(["MLPClassifier"], list(CHANGES)[:-1])]
+)
+def test_what_a_network_is_made_of_cannot_change_while_it_goes_on(kind: str, name: str) -> None:
+    e = getattr(bpgpu, kind)(**SMALL, warm_start=True, activation=["relu", "relu"])
+    e.fit(*data_of(kind))
+    before, theta = e.get_params()[name], e.network_.theta.copy()
+    for go_on in (e.fit, e.partial_fit):
+        e.set_params(**{name: CHANGES[name]})
+        with pytest.raises(ValueError, match=f"^{name} is {CHANGES[name]!r}; the network .* was made with .*: set it back"):
+            go_on(*data_of(kind))
+        assert np.array_equal(e.network_.theta, theta) and len(e.loss_curve_) == 12
+    e.set_params(**{name: before}).fit(*data_of(kind))
+    assert len(e.loss_curve_) == 24
+    e.set_params(activation=("relu", "relu"), hidden_layer_sizes=[16, 9]).fit(*data_of(kind))  # the same, written otherwise
+
+
+@pytest.mark.parametrize("solver", ["adam", "sgd"])
+def test_alpha_may_change_between_calls_of_partial_fit(solver: str) -> None:
+    """As in scikit-learn, whose calls go the same way without a shuffle."""
+    estimators = [e(**SMALL, solver=solver, shuffle=False) for e in (neural_network.MLPClassifier, MLPClassifier)]
+    for e in estimators:
+        for alpha in (1e-4, 30.0, 0.0):
+            e.set_params(alpha=alpha).partial_fit(X, y, classes=[0, 1, 2])
+    theirs, ours = estimators
+    np.testing.assert_allclose(ours.loss_curve_, theirs.loss_curve_, rtol=0, atol=1e-9)
+    assert ours.loss_curve_[1] > ours.loss_curve_[2] + 1
 
 
 # -- pickles ---------------------------------------------------------------------------------------------------------------
