@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import warnings
 from numbers import Real
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from .backend import PRECISIONS, Backend
-from .callbacks import Best, as_callbacks
+from .callbacks import as_callbacks
+from .course import Course
 from .kernels.names import ACTIVATIONS, DTYPES
 from .lbfgs import fit_lbfgs
 from .mlp import MLP
@@ -26,9 +27,6 @@ try:
     from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 except ImportError as error:
     raise ImportError("bpgpu's estimators need scikit-learn: python -m pip install 'bpgpu[sklearn]'") from error
-
-if TYPE_CHECKING:
-    from .fitting import Progress
 
 Array: TypeAlias = np.ndarray[Any, Any]
 _SIGMOID = {"logistic": "sigmoid"}  # what scikit-learn calls it
@@ -227,7 +225,7 @@ class Perceptron(BaseEstimator):
             rows = np.asarray(shuffle(rows, random_state=self._random_state))
             return rows
 
-        course = _Course(self, held_back)
+        course = Course(self, held_back)
         self.n_iter_ = 0
         try:
             self.network_.fit(
@@ -315,56 +313,3 @@ class Perceptron(BaseEstimator):
             trainer.steps_taken = steps_taken
             for name, array in kept.items():
                 self.network_.backend.write(trainer.states[name], array)
-
-
-class _Course(Best):
-    """What scikit-learn does after an epoch: curves, the count of epochs without improvement, the learning rate, the end."""
-
-    measures_penalty = True
-
-    def __init__(self, estimator: Any, held_back: tuple[Any, ...] | None) -> None:
-        super().__init__(restore=estimator.early_stopping)
-        self.estimator, self.held_back, self.ended = estimator, held_back, False
-        if held_back is not None and not estimator.validation_scores_:
-            estimator.validation_scores_, estimator.validation_loss_curve_ = [], []
-        if estimator.early_stopping and estimator.best_validation_score_ is None:
-            estimator.best_validation_score_ = -np.inf
-        if not estimator.early_stopping and estimator.best_loss_ is None:
-            estimator.best_loss_ = np.inf
-
-    def on_fit_begin(self, progress: Progress) -> None:
-        if self.restore_best:
-            self.theta = progress.net.backend.copy(progress.net.theta)
-
-    def on_epoch_end(self, progress: Progress) -> bool:
-        e, history = self.estimator, progress.history
-        e.n_iter_ += 1
-        e.t_ += progress.examples
-        e.loss_ = history.loss[-1] / e._averaged + history.penalty[-1]
-        e.loss_curve_.append(e.loss_)
-        if e.verbose:
-            print(f"Iteration {e.n_iter_}, loss = {e.loss_:.8f}")
-        if self.held_back is not None:
-            loss, score = e._evaluated(*self.held_back)
-            history.validation_loss.append(loss)
-            e.validation_loss_curve_.append(loss)
-            e.validation_scores_.append(score)
-            if e.verbose:
-                print(f"Validation score: {score:f}")
-        if e.early_stopping:
-            waits = score < e.best_validation_score_ + e.tol
-            if score > e.best_validation_score_:
-                e.best_validation_score_, self.theta = score, progress.net.backend.copy(progress.net.theta)
-                history.best_epoch = progress.epoch
-        else:
-            waits = e.loss_ > e.best_loss_ - e.tol
-            if e.loss_ < e.best_loss_:
-                e.best_loss_, history.best_epoch = e.loss_, progress.epoch
-        e._waited = e._waited + 1 if waits else 0
-        self.ended = e._waited > e.n_iter_no_change
-        if e.solver == "sgd" and e.learning_rate == "invscaling":
-            progress.optimizer.learning_rate = e.learning_rate_init / (e.t_ + 1) ** e.power_t
-        if self.ended and e.solver == "sgd" and e.learning_rate == "adaptive" and progress.optimizer.rate(0) > 1e-6:
-            progress.optimizer.learning_rate = progress.optimizer.rate(0) / 5
-            e._waited, self.ended = 0, False
-        return self.ended

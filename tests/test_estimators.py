@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -231,13 +232,29 @@ def test_early_stopping_leaves_the_weights_of_the_best_epoch(kind: str) -> None:
     assert np.array_equal(ours.network_.theta, best["theta"]) and ours.best_validation_score_ == best["score"]
 
 
-def test_verbose_prints_the_lines_of_scikit_learn(capsys: pytest.CaptureFixture[str]) -> None:
-    parameters = {**SMALL, "verbose": True, "early_stopping": True, "max_iter": 3}
+VERBOSE: dict[str, dict[str, Any]] = {
+    "loss": {"tol": 0.05, "n_iter_no_change": 3, "max_iter": 60},
+    "score": {"early_stopping": True, "n_iter_no_change": 2, "learning_rate_init": 0.01, "max_iter": 40},
+    "adaptive": {"solver": "sgd", "learning_rate": "adaptive", "learning_rate_init": 0.2, "tol": 0.5, "n_iter_no_change": 1},
+    "adaptive score": {
+        "solver": "sgd", "learning_rate": "adaptive", "learning_rate_init": 1e-4, "early_stopping": True, "n_iter_no_change": 1,
+    },
+    "max_iter": {"max_iter": 3},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", VERBOSE)
+def test_verbose_says_what_scikit_learn_says(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Line by line with the same numbers: losses and scores, why it ends, and how the learning rate falls."""
     outputs = []
-    for e in both("MLPClassifier", **parameters):
+    for e in both("MLPClassifier", **{**SMALL, "max_iter": 200, "verbose": True, **VERBOSE[case]}):
         e.fit(iris_X, iris_y)
-        outputs.append(capsys.readouterr().out)
-    assert outputs[0] == outputs[1] and outputs[1].count("Iteration") == 3
+        outputs.append(capsys.readouterr().out.splitlines())
+    theirs, ours = outputs
+    assert [re.findall(r"[\d.]+\d", line) for line in ours] == [re.findall(r"[\d.]+\d", line) for line in theirs]
+    for what in ("Iteration", "Validation score", "Training loss", "topping", "too small", "earning rate"):
+        assert [what in line for line in ours] == [what in line for line in theirs], what
+    assert (case == "max_iter") or "stopping" in ours[-1]
 
 
 # -- bugs that scikit-learn had for years ----------------------------------------------------------------------------------
@@ -510,9 +527,21 @@ def test_dropout_activations_callbacks_and_the_network_itself() -> None:
     assert again.loss_curve_[:5] == clf.loss_curve_
     assert MLPClassifier(**{**options, "dropout": 0.0}).fit(digits_X, digits_y).loss_ != again.loss_
     assert clf.network_.forward(digits_X[:5]).a[1].shape == (5, 16)
-    stopped = MLPClassifier(**{**SMALL, "max_iter": 200}, callbacks=bpgpu.EarlyStopping("validation_loss", patience=1))
-    stopped.fit(iris_X[::2], iris_y[::2], X_val=iris_X[1::2], y_val=iris_y[1::2])
-    assert stopped.network_.theta is not None and stopped.n_iter_ <= 200
+
+
+@pytest.mark.parametrize("metric", ["validation_loss", "validation_accuracy"])
+def test_callbacks_monitor_the_validation_data(metric: str) -> None:
+    stopping = bpgpu.EarlyStopping(metric, patience=1)
+    clf = MLPClassifier(**{**SMALL, "max_iter": 200, "tol": 0.0, "learning_rate_init": 0.05}, callbacks=stopping)
+    clf.fit(iris_X[::2], iris_y[::2], X_val=iris_X[1::2], y_val=iris_y[1::2])
+    curve = clf.validation_loss_curve_ if metric == "validation_loss" else clf.validation_scores_
+    best = int(np.argmin(curve) if metric == "validation_loss" else np.argmax(curve))
+    assert best == stopping.best_epoch == clf.n_iter_ - 3 < 196
+    assert clf.score(iris_X[1::2], iris_y[1::2]) == clf.validation_scores_[best]
+    with pytest.raises(ValueError, match="no validation_accuracy to monitor"):
+        MLPRegressor(**SMALL, callbacks=bpgpu.EarlyStopping("validation_accuracy")).fit(
+            numbers_X, numbers_y, X_val=numbers_X, y_val=numbers_y
+        )
 
 
 @pytest.mark.parametrize("loss", ["absolute_error", "huber"])
