@@ -36,7 +36,7 @@ class MLPClassifier(ClassifierMixin, Perceptron):
     dropout       share of the hidden units that a training step leaves out, or one for the inputs and each hidden layer
     class_weight  {label: weight} or "balanced"
     callbacks     one or a list of bpgpu.Callback or of functions of one bpgpu.Progress; for "sgd" and "adam"
-    backend       "cpu", "cuda", "auto" or "numpy"
+    backend       "cpu", "cuda", "auto", "numpy" or a bpgpu.Backend
     dtype         "float32", "float64", or None: that of X, as in scikit-learn
     precision     of products: "exact", or on a GPU, with dtype "float32", "tf32" or "bf16" (see bpgpu.MLP)
 

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn import neural_network
+from sklearn.base import clone
 from sklearn.datasets import load_iris, make_regression
+from sklearn.model_selection import GridSearchCV
 from sklearn.preprocessing import StandardScaler
 
 import bpgpu
 from bpgpu import MLPClassifier
+from bpgpu.cpu import CPUBackend
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 X, y = load_iris(return_X_y=True)
@@ -108,3 +111,15 @@ def test_a_pickled_estimator_goes_on_with_the_same_dropout(options: dict[str, An
     assert np.array_equal(copy.network_.theta, clf.network_.theta) and copy.loss_curve_ == clf.loss_curve_
     clf.set_params(solver="lbfgs", dropout=0.0).fit(X, y)
     assert np.array_equal(pickle.loads(pickle.dumps(clf)).predict(X), clf.predict(X))
+
+
+def test_a_backend_may_be_an_object() -> None:
+    """Copied with the estimator it stays the same one, and a pickle names it."""
+    for backend in (bpgpu.get_backend("cpu"), CPUBackend(threads=2)):
+        clf = clone(MLPClassifier(**SMALL, backend=backend)).fit(X, y)
+        assert clf.network_.backend is backend
+        copy = pickle.loads(pickle.dumps(clf))
+        assert copy.backend is copy.network_.backend is bpgpu.get_backend("cpu")
+        assert copy.partial_fit(X, y).loss_curve_ == clf.partial_fit(X, y).loss_curve_
+    search = GridSearchCV(MLPClassifier(**SMALL, backend=bpgpu.get_backend("numpy")), {"alpha": [0.1, 1.0]}, cv=2).fit(X, y)
+    assert search.best_estimator_.network_.backend is bpgpu.get_backend("numpy")
