@@ -11,6 +11,7 @@ import numpy as np
 from .backend import PRECISIONS, Backend
 from .callbacks import as_callbacks
 from .course import Course
+from .fitting import History
 from .kernels.names import ACTIVATIONS, DTYPES
 from .lbfgs import fit_lbfgs
 from .mlp import MLP
@@ -87,6 +88,8 @@ class Perceptron(BaseEstimator):
         self._validate_params()
         if incremental and self.early_stopping:
             raise ValueError("partial_fit has no early_stopping: it is one epoch; set early_stopping=False")
+        if self.solver == "lbfgs":
+            self._check_lbfgs(X_val=any(part is not None for part in validation))
         fresh = not hasattr(self, "network_") or not (self.warm_start or incremental)
         if not fresh:
             self._check_design()
@@ -102,8 +105,6 @@ class Perceptron(BaseEstimator):
                 factors = compute_sample_weight(by_class, y).astype(X.dtype)
             weight = factors if weight is None else weight * factors
         held_back = self._validation_data(*validation)
-        if held_back is not None and self.solver == "lbfgs":
-            raise ValueError("X_val and y_val go with solver='sgd' or 'adam'; 'lbfgs' has no epochs")
         if fresh or not incremental:
             self._random_state = check_random_state(self.random_state)
         if fresh:
@@ -115,6 +116,11 @@ class Perceptron(BaseEstimator):
             X, targets, weight, held_back = self._hold_back(X, targets, weight)
         self._fit_in_steps(X, targets, weight, held_back, incremental)
         return self
+
+    def _check_lbfgs(self, **given: Any) -> None:
+        for name, value in (given | {"callbacks": as_callbacks(self.callbacks), "dropout": np.any(self.dropout)}).items():
+            if value:
+                raise ValueError(f"{name} goes with solver='sgd' or 'adam'; 'lbfgs' has no epochs or batches")
 
     @property
     def _hidden(self) -> tuple[Any, ...]:
@@ -195,13 +201,19 @@ class Perceptron(BaseEstimator):
         return X[rows], targets[rows], weights[0], (X[kept], targets[kept], weights[1])
 
     def _fit_lbfgs(self, X: Any, targets: Array, weight: Array | None) -> None:
-        if any(self.network_.dropout):
-            raise ValueError("dropout goes with solver='sgd' or 'adam'; 'lbfgs' needs a loss that stays the same")
-        history = fit_lbfgs(
-            self.network_, X, targets, max_iter=self.max_iter, tol=self.tol, weight_decay=self.alpha, average_penalties=True,
-            max_fun=self.max_fun, sample_weight=weight,
-        )  # fmt: skip
-        self.n_iter_, self.loss_curve_ = len(history.loss), history.loss
+        def iterated(history: History) -> None:
+            self.n_iter_, self.loss_curve_ = len(history.loss), history.loss
+            if self.verbose:
+                print(f"Iteration {self.n_iter_}, loss = {self.loss_curve_[-1]:.8f}")
+
+        self.n_iter_, self.loss_curve_ = 0, []
+        try:
+            fit_lbfgs(
+                self.network_, X, targets, max_iter=self.max_iter, tol=self.tol, weight_decay=self.alpha,
+                average_penalties=True, max_fun=self.max_fun, sample_weight=weight, callback=iterated,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            self._warn_of_interrupt()
         examples = X.shape[0] if weight is None else weight.sum()
         penalty = self.alpha / 2 * sum(float(np.vdot(W, W)) for W in self.coefs_) / examples
         self.loss_ = self.best_loss_ = self._evaluated(X, targets, weight)[0] + penalty
@@ -234,10 +246,13 @@ class Perceptron(BaseEstimator):
                 callbacks=[course, *as_callbacks(self.callbacks)],
             )  # fmt: skip
         except KeyboardInterrupt:
-            warnings.warn("the training was interrupted; what it has learned is kept", stacklevel=4)
+            self._warn_of_interrupt()
         else:
             if self.n_iter_ == self.max_iter and not course.ended and not incremental:
                 self._warn_of_max_iter()
+
+    def _warn_of_interrupt(self) -> None:
+        warnings.warn("the training was interrupted; what it has learned is kept", stacklevel=5)
 
     def _warn_of_max_iter(self) -> None:
         warnings.warn(

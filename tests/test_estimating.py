@@ -97,6 +97,33 @@ def test_alpha_may_change_between_calls_of_partial_fit(solver: str) -> None:
     assert ours.loss_curve_[1] > ours.loss_curve_[2] + 1
 
 
+# -- the end of a training -------------------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_lbfgs_says_what_it_does(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    e = getattr(bpgpu, kind)(**SMALL, solver="lbfgs", verbose=True).fit(*data_of(kind))
+    expected = [f"Iteration {i}, loss = {loss:.8f}" for i, loss in enumerate(e.loss_curve_, 1)]
+    assert capsys.readouterr().out.splitlines() == expected and len(expected) == 12
+
+
+def test_ctrl_c_keeps_what_lbfgs_has_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    five = MLPClassifier(**{**SMALL, "max_iter": 5}, solver="lbfgs").fit(X, y)
+    gradient = bpgpu.MLP.gradient
+
+    def interrupted(self: bpgpu.MLP, *data: Any, **options: Any) -> Any:
+        if self.epochs_trained == 5:
+            raise KeyboardInterrupt
+        return gradient(self, *data, **options)
+
+    monkeypatch.setattr(bpgpu.MLP, "gradient", interrupted)
+    clf = MLPClassifier(**SMALL, solver="lbfgs")
+    with pytest.warns(UserWarning, match="interrupted"):
+        clf.fit(X, y)
+    assert clf.n_iter_ == 5 and clf.loss_curve_ == five.loss_curve_ and clf.loss_ == five.loss_
+    assert np.array_equal(clf.network_.theta, five.network_.theta)
+
+
 # -- pickles ---------------------------------------------------------------------------------------------------------------
 
 

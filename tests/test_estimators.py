@@ -583,8 +583,10 @@ def test_bad_parameters_and_data_are_sentences() -> None:
         MLPRegressor(**SMALL, warm_start=True).fit(numbers_X, numbers_y).fit(numbers_X, numbers_y[:, 0])
     with pytest.raises(ValueError, match="hidden_layer_sizes is 5"):
         MLPClassifier(**SMALL, warm_start=True).fit(iris_X, iris_y).set_params(hidden_layer_sizes=5).fit(iris_X, iris_y)
-    with pytest.raises(ValueError, match="'lbfgs' has no epochs"):
+    with pytest.raises(ValueError, match=r"X_val goes with .* 'lbfgs' has no epochs"):
         MLPClassifier(solver="lbfgs").fit(iris_X, iris_y, X_val=iris_X, y_val=iris_y)
+    with pytest.raises(ValueError, match=r"callbacks goes with .* 'lbfgs' has no epochs"):
+        MLPClassifier(solver="lbfgs", callbacks=[lambda progress: None]).fit(iris_X, iris_y)
     with pytest.warns(UserWarning, match="batch_size=999 is cut"):
         MLPClassifier(**SMALL, batch_size=999).fit(iris_X, iris_y)
 
