@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,12 @@ from .labels import CLASSIFIES
 if TYPE_CHECKING:
     from .fitting import Progress
     from .optim import Optimizer
+
+
+KEPT = (
+    "loss_", "best_loss_", "loss_curve_", "validation_scores_", "validation_loss_curve_", "best_validation_score_", "n_iter_",
+    "t_", "_waited",
+)  # fmt: skip
 
 
 class Course(Best):
@@ -29,8 +36,10 @@ class Course(Best):
         if not estimator.early_stopping and estimator.best_loss_ is None:
             estimator.best_loss_ = np.inf
 
+        self.random = int(deepcopy(estimator._random_state).randint(2**31))  # what it would give next
+
     def on_fit_begin(self, progress: Progress) -> None:
-        if self.restore_best:
+        if self.restore_best and self.theta is None:
             self.theta = progress.net.backend.copy(progress.net.theta)
 
     def on_epoch_end(self, progress: Progress) -> bool:
@@ -78,3 +87,17 @@ class Course(Best):
         optimizer.learning_rate = optimizer.rate(0) / 5
         self.estimator._waited = 0
         return False, f"the learning rate is now {optimizer.learning_rate:f}"
+
+    def state(self) -> dict[str, Any]:
+        kept = {name: getattr(self.estimator, name) for name in KEPT if hasattr(self.estimator, name)}
+        return super().state() | {"random": self.random, "ended": self.ended} | kept
+
+    def restore(self, state: dict[str, Any]) -> None:
+        if state.get("random") != self.random:
+            raise ValueError(
+                "the checkpoint is of a fit with other numbers at random; resume it with the same parameters, random_state an "
+                "integer, and after the same fits if it was a warm start"
+            )
+        super().restore(state)
+        self.ended = state["ended"]
+        self.estimator.__dict__.update({name: state[name] for name in KEPT if name in state})

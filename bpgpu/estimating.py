@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from numbers import Real
 from typing import Any, TypeAlias
@@ -72,24 +73,30 @@ class Perceptron(BaseEstimator):
     # -- fit -------------------------------------------------------------------------------------------------------------
 
     def fit(
-        self, X: Any, y: Any, sample_weight: Any = None, *, X_val: Any = None, y_val: Any = None, sample_weight_val: Any = None
-    ) -> Any:
+        self, X: Any, y: Any, sample_weight: Any = None, *, X_val: Any = None, y_val: Any = None, sample_weight_val: Any = None,
+        resume: str | os.PathLike[str] | None = None,
+    ) -> Any:  # fmt: skip
         """Train on X (n, features), dense or sparse, and y: labels (n,), 0 and 1 (n, labels), or numbers (n,) or (n, outputs).
 
         sample_weight      (n,)
         X_val, y_val       data for validation_scores_ and validation_loss_curve_ after each epoch, and for early_stopping,
                            which then holds back no share of the training data; sample_weight_val their weights
+        resume             the file of a bpgpu.Checkpoint among the callbacks of the same estimator (random_state an integer)
+                           in a fit to the same data: goes on from there, to the bits of the fit that was never interrupted
 
+        OSError: resume cannot be read.
         ValueError, TypeError: wrong data or parameters.  bpgpu.Diverged: the loss is no longer finite.
         """
-        return self._fit(X, y, sample_weight, (X_val, y_val, sample_weight_val), incremental=False)
+        return self._fit(X, y, sample_weight, (X_val, y_val, sample_weight_val), incremental=False, resume=resume)
 
-    def _fit(self, X: Any, y: Any, sample_weight: Any, validation: tuple[Any, Any, Any], *, incremental: bool) -> Any:
+    def _fit(
+        self, X: Any, y: Any, sample_weight: Any, validation: tuple[Any, Any, Any], *, incremental: bool, resume: Any = None
+    ) -> Any:
         self._validate_params()
         if incremental and self.early_stopping:
             raise ValueError("partial_fit has no early_stopping: it is one epoch; set early_stopping=False")
         if self.solver == "lbfgs":
-            self._check_lbfgs(X_val=any(part is not None for part in validation))
+            self._check_lbfgs(X_val=any(part is not None for part in validation), resume=resume is not None)
         fresh = not hasattr(self, "network_") or not (self.warm_start or incremental)
         if not fresh:
             self._check_design()
@@ -114,7 +121,7 @@ class Perceptron(BaseEstimator):
             return self
         if self.early_stopping and held_back is None:
             X, targets, weight, held_back = self._hold_back(X, targets, weight)
-        self._fit_in_steps(X, targets, weight, held_back, incremental)
+        self._fit_in_steps(X, targets, weight, held_back, incremental, resume)
         return self
 
     def _check_lbfgs(self, **given: Any) -> None:
@@ -221,8 +228,9 @@ class Perceptron(BaseEstimator):
             self._warn_of_max_iter()
 
     def _fit_in_steps(
-        self, X: Any, targets: Array, weight: Array | None, held_back: tuple[Any, ...] | None, incremental: bool
-    ) -> None:
+        self, X: Any, targets: Array, weight: Array | None, held_back: tuple[Any, ...] | None, incremental: bool,
+        resume: Any,
+    ) -> None:  # fmt: skip
         n = X.shape[0]
         size = min(200, n) if self.batch_size == "auto" else min(self.batch_size, n)
         if self.batch_size != "auto" and self.batch_size > n:
@@ -230,11 +238,13 @@ class Perceptron(BaseEstimator):
         if not incremental or not hasattr(self, "_optimizer"):
             self._optimizer = self._new_optimizer()
         self._optimizer.weight_decay = float(self.alpha)
-        rows = np.arange(n)
+        rows, drawn = np.arange(n), 0
 
         def order(epoch: int) -> Array:
-            nonlocal rows
-            rows = np.asarray(shuffle(rows, random_state=self._random_state))
+            """Made of the one before, of which a resumed fit has seen none."""
+            nonlocal rows, drawn
+            while drawn <= epoch:
+                rows, drawn = np.asarray(shuffle(rows, random_state=self._random_state)), drawn + 1
             return rows
 
         course = Course(self, held_back)
@@ -243,13 +253,15 @@ class Perceptron(BaseEstimator):
             self.network_.fit(
                 X, targets, epochs=1 if incremental else self.max_iter, batch_size=int(size), optimizer=self._optimizer,
                 sample_weight=weight, shuffle=order if self.shuffle else False,
-                callbacks=[course, *as_callbacks(self.callbacks)],
+                callbacks=[course, *as_callbacks(self.callbacks)], resume=resume,
             )  # fmt: skip
         except KeyboardInterrupt:
             self._warn_of_interrupt()
         else:
             if self.n_iter_ == self.max_iter and not course.ended and not incremental:
                 self._warn_of_max_iter()
+        if self.shuffle:
+            order(self.n_iter_ - 1)  # if that was resumed at its end
 
     def _warn_of_interrupt(self) -> None:
         warnings.warn("the training was interrupted; what it has learned is kept", stacklevel=5)

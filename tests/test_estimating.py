@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+from contextlib import nullcontext
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from sklearn.preprocessing import StandardScaler
 
 import bpgpu
 from bpgpu import MLPClassifier
+from bpgpu.course import KEPT
 from bpgpu.cpu import CPUBackend
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
@@ -122,6 +125,64 @@ def test_ctrl_c_keeps_what_lbfgs_has_learned(monkeypatch: pytest.MonkeyPatch) ->
         clf.fit(X, y)
     assert clf.n_iter_ == 5 and clf.loss_curve_ == five.loss_curve_ and clf.loss_ == five.loss_
     assert np.array_equal(clf.network_.theta, five.network_.theta)
+
+
+# -- checkpoints -----------------------------------------------------------------------------------------------------------
+
+RESUMED: dict[str, dict[str, Any]] = {
+    "adam, dropout": {"dropout": 0.3},
+    "early stopping": {"early_stopping": True, "n_iter_no_change": 3, "learning_rate_init": 0.05, "max_iter": 40},
+    "adaptive": {"solver": "sgd", "learning_rate": "adaptive", "n_iter_no_change": 1, "tol": 0.05, "learning_rate_init": 0.2},
+    "invscaling, in order": {"solver": "sgd", "learning_rate": "invscaling", "shuffle": False, "dtype": "float32"},
+}  # fmt: skip
+
+
+@BOTH
+@pytest.mark.parametrize("case", RESUMED)
+@pytest.mark.parametrize("place", [(5, True), (4, False), (0, True), None])
+def test_a_resumed_fit_ends_in_the_same_bits(kind: str, case: str, place: tuple[int, bool] | None, tmp_path: Path) -> None:
+    """Cut before the checkpoint at the end of an epoch, so that the last one is in its middle; or in the middle, so that it is
+    at the end of the epoch before; None: not at all."""
+
+    class PowerCut(Exception):
+        pass
+
+    def cut(progress: bpgpu.Progress) -> None:
+        if (progress.epoch, progress.epoch_ended) == place:
+            raise PowerCut
+
+    options, (data_X, data_y) = {**SMALL, "batch_size": 30, **RESUMED[case]}, data_of(kind)
+    validation = {"X_val": data_X[::3], "y_val": data_y[::3]} if case != "early stopping" else {}
+    whole = getattr(bpgpu, kind)(**options).fit(data_X, data_y, **validation)
+    interrupted = getattr(bpgpu, kind)(**options, callbacks=[cut, bpgpu.Checkpoint(tmp_path / "run", seconds=0)])
+    with nullcontext() if place is None else pytest.raises(PowerCut):
+        interrupted.fit(data_X, data_y, **validation)
+    resumed = getattr(bpgpu, kind)(**options).fit(data_X, data_y, **validation, resume=tmp_path / "run")
+    assert whole.n_iter_ > 5 and np.array_equal(resumed.network_.theta, whole.network_.theta)
+    for name in (*KEPT, "validation_loss_curve_"):
+        assert getattr(resumed, name) == getattr(whole, name), name
+    if not whole.early_stopping:
+        for e in (whole, resumed):
+            e.partial_fit(data_X, data_y)
+        assert np.array_equal(resumed.network_.theta, whole.network_.theta)
+
+
+def test_a_checkpoint_of_another_fit_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    clf = MLPClassifier(**SMALL, warm_start=True, callbacks=bpgpu.Checkpoint(path)).fit(X, y)
+    for options, what in (
+        ({"random_state": 4}, "random_state an integer"), ({"random_state": None}, "random_state an integer"),
+        ({"batch_size": 7}, "batch_size"), ({"solver": "lbfgs"}, "resume goes with"), ({"solver": "sgd"}, "optimizer"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=what):
+            MLPClassifier(**{**SMALL, **options}).fit(X, y, resume=path)
+    with pytest.raises(ValueError, match="data"):
+        MLPClassifier(**SMALL).fit(X + 1, y, resume=path)
+    clf.fit(X, y)  # which writes a checkpoint of its own
+    with pytest.raises(ValueError, match="warm start"):
+        MLPClassifier(**SMALL).fit(X, y, resume=path)
+    with pytest.raises(FileNotFoundError):
+        MLPClassifier(**SMALL).fit(X, y, resume=tmp_path / "nothing")
 
 
 # -- pickles ---------------------------------------------------------------------------------------------------------------
