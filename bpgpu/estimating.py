@@ -178,6 +178,9 @@ class Perceptron(BaseEstimator):
             [self.n_features_in_, *hidden, outputs], loss=loss, backend=self.backend, dtype=dtype, precision=self.precision,
             dropout=self.dropout, activation=[_SIGMOID.get(name, name) for name in names[: len(hidden)]], initializer=draw,
         )  # fmt: skip
+        classes: Any = getattr(self, "classes_", None)
+        if classes is not None and len(classes) > 1 and not self._multilabel:
+            network.classes = tuple(map(str, classes.tolist()))
         if any(network.dropout):
             network.seed = int(self._random_state.randint(2**31))
         self.__dict__.update(

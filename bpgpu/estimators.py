@@ -100,6 +100,10 @@ class MLPClassifier(ClassifierMixin, Perceptron):
 
     def _learned_targets(self, y: Array, fresh: bool, incremental: bool) -> Array:
         check_classification_targets(y)
+        if type_of_target(y) == "multiclass-multioutput":
+            raise ValueError(
+                f"y has {y.shape[1]} columns of several classes each; expected labels (n,), or 0 and 1 (n, labels)"
+            )
         if fresh and not incremental:
             self._learn_classes(y, type_of_target(y) == "multilabel-indicator")
         elif not incremental and not np.array_equal(found := unique_labels(y), self.classes_):
@@ -115,7 +119,7 @@ class MLPClassifier(ClassifierMixin, Perceptron):
     def _targets(self, y: Array) -> Array:
         """Numbers of the classes (n,), or 0 and 1 (n, labels)."""
         multilabel = type_of_target(y) == "multilabel-indicator"
-        if multilabel != self._multilabel or (multilabel and y.shape[1] != len(self.classes_)):
+        if multilabel != self._multilabel or y.shape[1:] != ((len(self.classes_),) if multilabel else ()):
             raise ValueError(
                 f"y has the shape {y.shape}; expected {'several labels' if self._multilabel else 'one label'} a row"
             )

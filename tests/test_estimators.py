@@ -461,7 +461,8 @@ def test_a_pickled_network_is_on_the_cpu_where_its_device_is_not(monkeypatch: py
 
 def test_scikit_learn_is_not_imported_until_it_is_needed_and_missed_by_name() -> None:
     code = (
-        "import sys, bpgpu; assert not {'sklearn', 'scipy'} & set(sys.modules); sys.modules['sklearn'] = None\n"
+        "import sys, bpgpu; from bpgpu import *; assert {'MLPClassifier', 'MLPRegressor', 'MLP'} <= set(dir(bpgpu))\n"
+        "assert not {'sklearn', 'scipy'} & set(sys.modules); sys.modules['sklearn'] = None\n"
         "try: bpgpu.MLPClassifier\nexcept ImportError as error: print(error)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
@@ -575,6 +576,15 @@ def test_bad_parameters_and_data_are_sentences() -> None:
     ):  # fmt: skip
         with pytest.raises((ValueError, TypeError), match=what):
             MLPClassifier(**{**SMALL, **parameters}).fit(iris_X, iris_y)
+    several = np.stack([iris_y, iris_y], axis=1)
+    for fit in (
+        lambda clf: clf.fit(iris_X, several), lambda clf: clf.partial_fit(iris_X, several, classes=[0, 1, 2]),
+        lambda clf: clf.fit(iris_X, iris_y).partial_fit(iris_X, several),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"^y has 2 columns of several classes each; expected labels \(n,\), or .*\)$"):
+            fit(MLPClassifier(**SMALL))
+    with pytest.raises(ValueError, match=r"^y has the shape \(150, 2\); expected one label a row$"):
+        MLPClassifier(**SMALL).fit(iris_X, iris_y, X_val=iris_X, y_val=several)
     with pytest.raises(NotFittedError):
         MLPRegressor().predict(iris_X)
     with pytest.raises(ValueError, match="same classes"):
