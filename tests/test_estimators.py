@@ -15,12 +15,13 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+from joblib.externals.loky import get_reusable_executor
 from scipy import sparse
-from sklearn import neural_network
+from sklearn import config_context, neural_network
 from sklearn.base import clone
 from sklearn.datasets import load_digits, load_iris, make_multilabel_classification, make_regression
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
-from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
@@ -433,6 +434,51 @@ def test_pipelines_searches_and_clones() -> None:
     copy = clone(MLPClassifier(**parameters).fit(iris_X, iris_y))
     assert not hasattr(copy, "network_") and {k: copy.get_params()[k] for k in parameters} == parameters
     assert "dropout=0.2" in repr(copy)
+
+
+def test_a_search_in_two_processes_finds_the_same() -> None:
+    """Estimators go there pickled, with their callbacks, and the best one comes back."""
+    clf = MLPClassifier(**{**SMALL, "max_iter": 4}, callbacks=bpgpu.EarlyStopping("loss", patience=3))
+    alone, two = (GridSearchCV(clf, {"alpha": [1e-4, 9.0]}, cv=2, n_jobs=n).fit(iris_X, iris_y) for n in (1, 2))
+    get_reusable_executor().shutdown()
+    assert np.array_equal(alone.cv_results_["mean_test_score"], two.cv_results_["mean_test_score"])
+    assert alone.best_estimator_.loss_curve_ == two.best_estimator_.loss_curve_
+
+
+def test_sample_weights_are_routed() -> None:
+    weight = np.where(iris_y == 0, 0.0, 1.0)
+    by_hand = MLPClassifier(**SMALL).fit(iris_X, iris_y, sample_weight=weight)
+    with config_context(enable_metadata_routing=True):
+        clf = MLPClassifier(**SMALL).set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
+        steps = make_pipeline(StandardScaler().set_fit_request(sample_weight=False), clf)
+        search = GridSearchCV(steps, {"mlpclassifier__alpha": [1e-4]}, cv=3).fit(iris_X, iris_y, sample_weight=weight)
+        steps.fit(iris_X, iris_y, sample_weight=weight)
+    for fitted in (steps, search.best_estimator_):
+        np.testing.assert_allclose(fitted[-1].loss_curve_, by_hand.loss_curve_)
+    folds = StratifiedKFold(3).split(iris_X, iris_y)
+    scores = [
+        MLPClassifier(**SMALL).fit(iris_X[a], iris_y[a], weight[a]).score(iris_X[b], iris_y[b], weight[b]) for a, b in folds
+    ]
+    assert search.best_score_ == pytest.approx(np.mean(scores), abs=0.02)
+
+
+def test_a_pipeline_whose_steps_give_frames() -> None:
+    frames = make_pipeline(StandardScaler(), MLPClassifier(**SMALL)).set_output(transform="pandas").fit(iris_X, iris_y)
+    arrays = make_pipeline(StandardScaler(), MLPClassifier(**SMALL)).fit(iris_X, iris_y)
+    assert list(frames[-1].feature_names_in_) == ["x0", "x1", "x2", "x3"] and not hasattr(arrays[-1], "feature_names_in_")
+    assert frames[-1].loss_curve_ == arrays[-1].loss_curve_
+    assert np.array_equal(frames.predict_proba(iris_X), arrays.predict_proba(iris_X))
+
+
+def test_a_clone_has_callbacks_of_its_own(tmp_path: Any) -> None:
+    def stop(progress: bpgpu.Progress) -> bool:
+        return progress.epoch_ended and progress.epoch == 4
+
+    callbacks = [bpgpu.EarlyStopping("loss"), bpgpu.Checkpoint(tmp_path / "run", epochs=1), bpgpu.ProgressBar(), stop]
+    clf = MLPClassifier(**SMALL, callbacks=callbacks)
+    copy = clone(clf).fit(iris_X, iris_y)
+    assert copy.n_iter_ == 5 and copy.callbacks[0].best_epoch == 4 and callbacks[0].best_epoch is None
+    assert copy.callbacks[3] is stop and (tmp_path / "run").exists() and clf.get_params()["callbacks"] is callbacks
 
 
 @BOTH
