@@ -43,8 +43,9 @@ class MLPClassifier(ClassifierMixin, Perceptron):
     network_                 the bpgpu.MLP
     validation_loss_curve_   loss (without its penalty) on the validation data after each epoch; None without such data
 
-    partial_fit goes on with the random numbers of the call before, where scikit-learn starts them again.  momentum is less
-    than 1.  fit raises bpgpu.Diverged where the loss is no longer finite.
+    partial_fit goes on with the random numbers of the call before, where scikit-learn starts them again.  The parameters that a
+    network is made of do not change while it goes on, by partial_fit or warm_start.  momentum is less than 1.  fit raises
+    bpgpu.Diverged where the loss is no longer finite.
     """
 
     _parameter_constraints = constraints(neural_network.MLPClassifier, class_weight=[dict, StrOptions({"balanced"}), None])

@@ -64,7 +64,7 @@ def _network(given: Any) -> MLP:
     return net
 
 
-def to_onnx(net: MLP) -> bytes:
+def to_onnx(net: MLP | Any) -> bytes:
     """The network as an ONNX model: X (n, inputs) -> output (n, outputs), in its dtype; `classes` in the metadata.
 
     Opset 20, operators of the standard alone.  Write the bytes to a file, or give them to onnxruntime.InferenceSession.
@@ -168,7 +168,7 @@ PARAMETERS = list(parameters())
 '''
 
 
-def to_numpy_function(net: MLP) -> str:
+def to_numpy_function(net: MLP | Any) -> str:
     """The forward pass as the source of a Python module with a function outputs(X), parameters included.
 
     It needs Python 3 and NumPy, nothing else; about 5.4 characters for a float32 parameter.
@@ -188,7 +188,7 @@ def to_numpy_function(net: MLP) -> str:
 # -- PyTorch -------------------------------------------------------------------------------------------------------------
 
 
-def to_torch_state_dict(net: MLP) -> dict[str, np.ndarray[Any, Any]]:
+def to_torch_state_dict(net: MLP | Any) -> dict[str, np.ndarray[Any, Any]]:
     """The parameters under the names of torch.nn.Sequential(Linear, activation, Linear, ..., Linear), as NumPy arrays.
 
     "0.weight" (outputs, inputs), "0.bias", "2.weight", ...: Linear is every second module, and the output activation is left
