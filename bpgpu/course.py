@@ -35,7 +35,6 @@ class Course(Best):
             estimator.best_validation_score_ = -np.inf
         if not estimator.early_stopping and estimator.best_loss_ is None:
             estimator.best_loss_ = np.inf
-
         self.random = int(deepcopy(estimator._random_state).randint(2**31))  # what it would give next
 
     def on_fit_begin(self, progress: Progress) -> None:
