@@ -41,10 +41,18 @@ __all__ = [
 ]  # fmt: skip
 
 
+_ESTIMATORS = ("MLPClassifier", "MLPRegressor", "from_sklearn", "to_sklearn")
+
+
 def __getattr__(name: str) -> Any:
     """What needs scikit-learn (the extra `sklearn`) is imported when it is asked for."""
-    if name in ("MLPClassifier", "MLPRegressor", "from_sklearn", "to_sklearn"):
+    if name in _ESTIMATORS:
         from . import estimators
 
         return getattr(estimators, name)
     raise AttributeError(f"module 'bpgpu' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """With the estimators, that completion may find them; they are not in __all__, for `import *` needs no scikit-learn."""
+    return sorted({*globals(), *_ESTIMATORS})

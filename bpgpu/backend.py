@@ -75,6 +75,15 @@ class Backend(ABC):
     def __init__(self) -> None:
         self._of_thread = threading.local()  # one Python thread may record while another one computes
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by its name, by which get_backend opens it wherever it arrives."""
+        from .devices import get_backend
+
+        return get_backend, (self.name,)
+
+    def __deepcopy__(self, memo: Any) -> Backend:
+        return self  # a device has no copies
+
     @property
     def recorder(self) -> Program | None:
         """The Program that this thread's operations go into, if it is in a capture."""

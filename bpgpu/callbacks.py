@@ -9,6 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -288,7 +289,10 @@ class TensorBoard(Callback):
 
 
 class ProgressBar(Callback):
-    """A progress bar on a terminal or in a notebook; elsewhere nothing, or with lines=True a line an epoch."""
+    """A progress bar on a terminal or in a notebook; elsewhere nothing, or with lines=True a line an epoch.
+
+    In a notebook the bar needs ipywidgets; without them there is a line an epoch.
+    """
 
     def __init__(self, *, lines: bool = False) -> None:
         self.lines, self._bar, self._task, self._begun, self._before = lines, None, None, 0.0, 0  # type: bool, Any, Any, float, int
@@ -299,7 +303,8 @@ class ProgressBar(Callback):
         from rich.progress import Progress as Bar
 
         console = Console()
-        if console.is_terminal or console.is_jupyter:
+        self._lines = self.lines or console.is_jupyter
+        if find_spec("ipywidgets") if console.is_jupyter else console.is_terminal:
             rate = TextColumn("{task.fields[rate]}")
             self._bar = Bar(TextColumn("{task.description}"), BarColumn(), rate, TimeRemainingColumn(), console=console)
             self._task = self._bar.add_task("", total=progress.examples_in_all, rate="")
@@ -313,11 +318,12 @@ class ProgressBar(Callback):
 
     def on_epoch_end(self, progress: Progress) -> None:
         self.on_batch_end(progress)
-        if self._bar is None and self.lines:
+        if self._bar is None and self._lines:
             print(epoch_line(progress), flush=True)
 
     def on_fit_end(self, progress: Progress) -> None:
         if self._bar is not None:
+            self._bar.refresh()  # which stop does not do in a notebook
             self._bar.stop()
             self._bar = None
 

@@ -246,9 +246,7 @@ class Epochs:
 
     def mean_penalty(self, optimizer: Optimizer) -> float:
         """What the optimizer's L2 penalty adds to the mean loss of this epoch, each step's being that of its weights."""
-        squares = self.net.backend.to_numpy(self.squares).astype(np.float64)
-        if optimizer.average_penalties:
-            squares = squares / np.maximum(self.shares, np.finfo(np.float64).tiny)
+        squares = self.net.backend.to_numpy(self.squares).astype(np.float64) / optimizer.shares(self.shares)
         return 0.0 if optimizer.decoupled else optimizer.weight_decay / 2 * self._mean(squares)
 
     def _mean(self, numbers: np.ndarray[Any, Any]) -> float:

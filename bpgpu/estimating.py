@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from numbers import Real
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from .backend import PRECISIONS, Backend
-from .callbacks import Best, as_callbacks
+from .callbacks import as_callbacks
+from .course import Course
+from .fitting import History
 from .kernels.names import ACTIVATIONS, DTYPES
 from .lbfgs import fit_lbfgs
 from .mlp import MLP
@@ -22,16 +25,14 @@ try:
     from sklearn.model_selection import train_test_split
     from sklearn.utils import check_random_state, column_or_1d, shuffle
     from sklearn.utils._param_validation import Interval, StrOptions
-    from sklearn.utils.class_weight import compute_sample_weight
+    from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
     from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 except ImportError as error:
     raise ImportError("bpgpu's estimators need scikit-learn: python -m pip install 'bpgpu[sklearn]'") from error
 
-if TYPE_CHECKING:
-    from .fitting import Progress
-
 Array: TypeAlias = np.ndarray[Any, Any]
 _SIGMOID = {"logistic": "sigmoid"}  # what scikit-learn calls it
+_DESIGN = ("hidden_layer_sizes", "activation", "dropout", "loss", "backend", "dtype", "precision")
 _OUT = {"cross_entropy": "softmax", "binary_cross_entropy": "logistic"}  # out_activation_, otherwise "identity"
 
 
@@ -72,38 +73,45 @@ class Perceptron(BaseEstimator):
     # -- fit -------------------------------------------------------------------------------------------------------------
 
     def fit(
-        self, X: Any, y: Any, sample_weight: Any = None, *, X_val: Any = None, y_val: Any = None, sample_weight_val: Any = None
-    ) -> Any:
+        self, X: Any, y: Any, sample_weight: Any = None, *, X_val: Any = None, y_val: Any = None, sample_weight_val: Any = None,
+        resume: str | os.PathLike[str] | None = None,
+    ) -> Any:  # fmt: skip
         """Train on X (n, features), dense or sparse, and y: labels (n,), 0 and 1 (n, labels), or numbers (n,) or (n, outputs).
 
         sample_weight      (n,)
         X_val, y_val       data for validation_scores_ and validation_loss_curve_ after each epoch, and for early_stopping,
                            which then holds back no share of the training data; sample_weight_val their weights
+        resume             the file of a bpgpu.Checkpoint among the callbacks of the same estimator (random_state an integer)
+                           in a fit to the same data: goes on from there, to the bits of the fit that was never interrupted
 
+        OSError: resume cannot be read.
         ValueError, TypeError: wrong data or parameters.  bpgpu.Diverged: the loss is no longer finite.
         """
-        return self._fit(X, y, sample_weight, (X_val, y_val, sample_weight_val), incremental=False)
+        return self._fit(X, y, sample_weight, (X_val, y_val, sample_weight_val), incremental=False, resume=resume)
 
-    def _fit(self, X: Any, y: Any, sample_weight: Any, validation: tuple[Any, Any, Any], *, incremental: bool) -> Any:
+    def _fit(
+        self, X: Any, y: Any, sample_weight: Any, validation: tuple[Any, Any, Any], *, incremental: bool, resume: Any = None
+    ) -> Any:
         self._validate_params()
         if incremental and self.early_stopping:
             raise ValueError("partial_fit has no early_stopping: it is one epoch; set early_stopping=False")
+        if self.solver == "lbfgs":
+            self._check_lbfgs(X_val=any(part is not None for part in validation), resume=resume is not None)
         fresh = not hasattr(self, "network_") or not (self.warm_start or incremental)
+        if not fresh:
+            self._check_design()
         X, y = self._checked(X, y, reset=fresh, dtype=(np.float64, np.float32) if fresh else self.network_.dtype)
         targets = self._learned_targets(y, fresh, incremental)
         weight = None if sample_weight is None else _check_sample_weight(sample_weight, X, dtype=X.dtype)
         if (by_class := getattr(self, "class_weight", None)) is not None:
             if incremental and isinstance(by_class, str):
                 raise ValueError(f"class_weight={by_class!r} needs all data at once; pass partial_fit a dict of weights")
-            factors = compute_sample_weight(by_class, y).astype(X.dtype)
+            if isinstance(by_class, dict) and y.ndim == 1:  # a part of the data may lack some of the classes
+                factors = compute_class_weight(by_class, classes=self.classes_, y=y)[targets].astype(X.dtype)
+            else:
+                factors = compute_sample_weight(by_class, y).astype(X.dtype)
             weight = factors if weight is None else weight * factors
         held_back = self._validation_data(*validation)
-        if held_back is not None and self.solver == "lbfgs":
-            raise ValueError("X_val and y_val go with solver='sgd' or 'adam'; 'lbfgs' has no epochs")
-        if not fresh and self._hidden != self.network_.layers[1:-1]:
-            raise ValueError(
-                f"hidden_layer_sizes is {self.hidden_layer_sizes}; the network that goes on has {self.network_.layers[1:-1]}"
-            )
         if fresh or not incremental:
             self._random_state = check_random_state(self.random_state)
         if fresh:
@@ -113,12 +121,31 @@ class Perceptron(BaseEstimator):
             return self
         if self.early_stopping and held_back is None:
             X, targets, weight, held_back = self._hold_back(X, targets, weight)
-        self._fit_in_steps(X, targets, weight, held_back, incremental)
+        self._fit_in_steps(X, targets, weight, held_back, incremental, resume)
         return self
+
+    def _check_lbfgs(self, **given: Any) -> None:
+        for name, value in (given | {"callbacks": as_callbacks(self.callbacks), "dropout": np.any(self.dropout)}).items():
+            if value:
+                raise ValueError(f"{name} goes with solver='sgd' or 'adam'; 'lbfgs' has no epochs or batches")
 
     @property
     def _hidden(self) -> tuple[Any, ...]:
         return tuple(np.atleast_1d(self.hidden_layer_sizes).tolist())
+
+    @property
+    def _design(self) -> dict[str, Any]:
+        """The parameters that a network is made of."""
+        design = {name: getattr(self, name) for name in _DESIGN if hasattr(self, name)} | {"hidden_layer_sizes": self._hidden}
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in design.items()}
+
+    def _check_design(self) -> None:
+        for name, value in self._design.items():
+            if value != (its := self._design_of_network[name]):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; the network that goes on was made with {its!r}: set it back, or begin "
+                    "a new one by fit with warm_start=False"
+                )
 
     def _checked(self, X: Any, y: Any, *, reset: bool, dtype: Any) -> tuple[Any, Any]:
         """X of a dtype of the network, dense or as rows (csr), and y dense."""
@@ -151,12 +178,15 @@ class Perceptron(BaseEstimator):
             [self.n_features_in_, *hidden, outputs], loss=loss, backend=self.backend, dtype=dtype, precision=self.precision,
             dropout=self.dropout, activation=[_SIGMOID.get(name, name) for name in names[: len(hidden)]], initializer=draw,
         )  # fmt: skip
+        classes: Any = getattr(self, "classes_", None)
+        if classes is not None and len(classes) > 1 and not self._multilabel:
+            network.classes = tuple(map(str, classes.tolist()))
         if any(network.dropout):
             network.seed = int(self._random_state.randint(2**31))
         self.__dict__.update(
             network_=network, n_layers_=len(hidden) + 2, n_outputs_=outputs, out_activation_=_OUT.get(loss, "identity"),
             n_iter_=0, t_=0, loss_curve_=[], validation_loss_curve_=None, validation_scores_=None, best_loss_=None,
-            best_validation_score_=None, _waited=0,
+            best_validation_score_=None, _waited=0, _design_of_network=self._design,
         )  # fmt: skip
         self.intercepts_ = biases
         self.__dict__.pop("_optimizer", None)
@@ -181,13 +211,19 @@ class Perceptron(BaseEstimator):
         return X[rows], targets[rows], weights[0], (X[kept], targets[kept], weights[1])
 
     def _fit_lbfgs(self, X: Any, targets: Array, weight: Array | None) -> None:
-        if any(self.network_.dropout):
-            raise ValueError("dropout goes with solver='sgd' or 'adam'; 'lbfgs' needs a loss that stays the same")
-        history = fit_lbfgs(
-            self.network_, X, targets, max_iter=self.max_iter, tol=self.tol, weight_decay=self.alpha, average_penalties=True,
-            max_fun=self.max_fun, sample_weight=weight,
-        )  # fmt: skip
-        self.n_iter_, self.loss_curve_ = len(history.loss), history.loss
+        def iterated(history: History) -> None:
+            self.n_iter_, self.loss_curve_ = len(history.loss), history.loss
+            if self.verbose:
+                print(f"Iteration {self.n_iter_}, loss = {self.loss_curve_[-1]:.8f}")
+
+        self.n_iter_, self.loss_curve_ = 0, []
+        try:
+            fit_lbfgs(
+                self.network_, X, targets, max_iter=self.max_iter, tol=self.tol, weight_decay=self.alpha,
+                average_penalties=True, max_fun=self.max_fun, sample_weight=weight, callback=iterated,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            self._warn_of_interrupt()
         examples = X.shape[0] if weight is None else weight.sum()
         penalty = self.alpha / 2 * sum(float(np.vdot(W, W)) for W in self.coefs_) / examples
         self.loss_ = self.best_loss_ = self._evaluated(X, targets, weight)[0] + penalty
@@ -195,34 +231,43 @@ class Perceptron(BaseEstimator):
             self._warn_of_max_iter()
 
     def _fit_in_steps(
-        self, X: Any, targets: Array, weight: Array | None, held_back: tuple[Any, ...] | None, incremental: bool
-    ) -> None:
+        self, X: Any, targets: Array, weight: Array | None, held_back: tuple[Any, ...] | None, incremental: bool,
+        resume: Any,
+    ) -> None:  # fmt: skip
         n = X.shape[0]
         size = min(200, n) if self.batch_size == "auto" else min(self.batch_size, n)
         if self.batch_size != "auto" and self.batch_size > n:
             warnings.warn(f"batch_size={self.batch_size} is cut to the {n} examples there are", stacklevel=4)
         if not incremental or not hasattr(self, "_optimizer"):
             self._optimizer = self._new_optimizer()
-        rows = np.arange(n)
+        self._optimizer.weight_decay = float(self.alpha)
+        rows, drawn = np.arange(n), 0
 
         def order(epoch: int) -> Array:
-            nonlocal rows
-            rows = np.asarray(shuffle(rows, random_state=self._random_state))
+            """Made of the one before, of which a resumed fit has seen none."""
+            nonlocal rows, drawn
+            while drawn <= epoch:
+                rows, drawn = np.asarray(shuffle(rows, random_state=self._random_state)), drawn + 1
             return rows
 
-        course = _Course(self, held_back)
+        course = Course(self, held_back)
         self.n_iter_ = 0
         try:
             self.network_.fit(
                 X, targets, epochs=1 if incremental else self.max_iter, batch_size=int(size), optimizer=self._optimizer,
                 sample_weight=weight, shuffle=order if self.shuffle else False,
-                callbacks=[course, *as_callbacks(self.callbacks)],
+                callbacks=[course, *as_callbacks(self.callbacks)], resume=resume,
             )  # fmt: skip
         except KeyboardInterrupt:
-            warnings.warn("the training was interrupted; what it has learned is kept", stacklevel=4)
+            self._warn_of_interrupt()
         else:
             if self.n_iter_ == self.max_iter and not course.ended and not incremental:
                 self._warn_of_max_iter()
+        if self.shuffle:
+            order(self.n_iter_ - 1)  # if that was resumed at its end
+
+    def _warn_of_interrupt(self) -> None:
+        warnings.warn("the training was interrupted; what it has learned is kept", stacklevel=5)
 
     def _warn_of_max_iter(self) -> None:
         warnings.warn(
@@ -231,12 +276,11 @@ class Perceptron(BaseEstimator):
         )  # fmt: skip
 
     def _new_optimizer(self) -> Optimizer:
-        penalty: dict[str, Any] = {"weight_decay": float(self.alpha), "average_penalties": True}
         rate = float(self.learning_rate_init)
         if self.solver == "adam":
-            return Adam(rate, self.beta_1, self.beta_2, self.epsilon, epsilon_hat=True, **penalty)
+            return Adam(rate, self.beta_1, self.beta_2, self.epsilon, epsilon_hat=True, average_penalties=True)
         nesterov = self.nesterovs_momentum and self.momentum > 0
-        return SGD(rate, self.momentum, nesterov=nesterov, rate_in_velocity=True, **penalty)
+        return SGD(rate, self.momentum, nesterov=nesterov, rate_in_velocity=True, average_penalties=True)
 
     # -- use -------------------------------------------------------------------------------------------------------------
 
@@ -283,7 +327,7 @@ class Perceptron(BaseEstimator):
             self.network_.backend.write(array, np.asarray(values, self.network_.dtype))
 
     def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().__getstate__()
+        state: dict[str, Any] = dict(super().__getstate__())
         if "_optimizer" in state:  # what its rule keeps, too: partial_fit goes on to the same bits
             trainer, to_numpy = self.network_.trainer(self._optimizer), self.network_.backend.to_numpy
             kept = {name: np.array(to_numpy(array)) for name, array in trainer.states.items()}
@@ -293,62 +337,9 @@ class Perceptron(BaseEstimator):
     def __setstate__(self, state: dict[str, Any]) -> None:
         steps_taken, kept = state.pop("_kept", (0, {}))
         super().__setstate__(state)
-        if kept:
+        if "_optimizer" in state:
             trainer = self.network_.trainer(self._optimizer)
             trainer.adopt(self._optimizer)
             trainer.steps_taken = steps_taken
             for name, array in kept.items():
                 self.network_.backend.write(trainer.states[name], array)
-
-
-class _Course(Best):
-    """What scikit-learn does after an epoch: curves, the count of epochs without improvement, the learning rate, the end."""
-
-    measures_penalty = True
-
-    def __init__(self, estimator: Any, held_back: tuple[Any, ...] | None) -> None:
-        super().__init__(restore=estimator.early_stopping)
-        self.estimator, self.held_back, self.ended = estimator, held_back, False
-        if held_back is not None and not estimator.validation_scores_:
-            estimator.validation_scores_, estimator.validation_loss_curve_ = [], []
-        if estimator.early_stopping and estimator.best_validation_score_ is None:
-            estimator.best_validation_score_ = -np.inf
-        if not estimator.early_stopping and estimator.best_loss_ is None:
-            estimator.best_loss_ = np.inf
-
-    def on_fit_begin(self, progress: Progress) -> None:
-        if self.restore_best:
-            self.theta = progress.net.backend.copy(progress.net.theta)
-
-    def on_epoch_end(self, progress: Progress) -> bool:
-        e, history = self.estimator, progress.history
-        e.n_iter_ += 1
-        e.t_ += progress.examples
-        e.loss_ = history.loss[-1] / e._averaged + history.penalty[-1]
-        e.loss_curve_.append(e.loss_)
-        if e.verbose:
-            print(f"Iteration {e.n_iter_}, loss = {e.loss_:.8f}")
-        if self.held_back is not None:
-            loss, score = e._evaluated(*self.held_back)
-            history.validation_loss.append(loss)
-            e.validation_loss_curve_.append(loss)
-            e.validation_scores_.append(score)
-            if e.verbose:
-                print(f"Validation score: {score:f}")
-        if e.early_stopping:
-            waits = score < e.best_validation_score_ + e.tol
-            if score > e.best_validation_score_:
-                e.best_validation_score_, self.theta = score, progress.net.backend.copy(progress.net.theta)
-                history.best_epoch = progress.epoch
-        else:
-            waits = e.loss_ > e.best_loss_ - e.tol
-            if e.loss_ < e.best_loss_:
-                e.best_loss_, history.best_epoch = e.loss_, progress.epoch
-        e._waited = e._waited + 1 if waits else 0
-        self.ended = e._waited > e.n_iter_no_change
-        if e.solver == "sgd" and e.learning_rate == "invscaling":
-            progress.optimizer.learning_rate = e.learning_rate_init / (e.t_ + 1) ** e.power_t
-        if self.ended and e.solver == "sgd" and e.learning_rate == "adaptive" and progress.optimizer.rate(0) > 1e-6:
-            progress.optimizer.learning_rate = progress.optimizer.rate(0) / 5
-            e._waited, self.ended = 0, False
-        return self.ended

@@ -36,15 +36,16 @@ class MLPClassifier(ClassifierMixin, Perceptron):
     dropout       share of the hidden units that a training step leaves out, or one for the inputs and each hidden layer
     class_weight  {label: weight} or "balanced"
     callbacks     one or a list of bpgpu.Callback or of functions of one bpgpu.Progress; for "sgd" and "adam"
-    backend       "cpu", "cuda", "auto" or "numpy"
+    backend       "cpu", "cuda", "auto", "numpy" or a bpgpu.Backend
     dtype         "float32", "float64", or None: that of X, as in scikit-learn
     precision     of products: "exact", or on a GPU, with dtype "float32", "tf32" or "bf16" (see bpgpu.MLP)
 
     network_                 the bpgpu.MLP
     validation_loss_curve_   loss (without its penalty) on the validation data after each epoch; None without such data
 
-    partial_fit goes on with the random numbers of the call before, where scikit-learn starts them again.  momentum is less
-    than 1.  fit raises bpgpu.Diverged where the loss is no longer finite.
+    partial_fit goes on with the random numbers of the call before, where scikit-learn starts them again.  The parameters that a
+    network is made of do not change while it goes on, by partial_fit or warm_start.  momentum is less than 1.  fit raises
+    bpgpu.Diverged where the loss is no longer finite.
     """
 
     _parameter_constraints = constraints(neural_network.MLPClassifier, class_weight=[dict, StrOptions({"balanced"}), None])
@@ -100,6 +101,10 @@ class MLPClassifier(ClassifierMixin, Perceptron):
 
     def _learned_targets(self, y: Array, fresh: bool, incremental: bool) -> Array:
         check_classification_targets(y)
+        if type_of_target(y) == "multiclass-multioutput":
+            raise ValueError(
+                f"y has {y.shape[1]} columns of several classes each; expected labels (n,), or 0 and 1 (n, labels)"
+            )
         if fresh and not incremental:
             self._learn_classes(y, type_of_target(y) == "multilabel-indicator")
         elif not incremental and not np.array_equal(found := unique_labels(y), self.classes_):
@@ -115,7 +120,7 @@ class MLPClassifier(ClassifierMixin, Perceptron):
     def _targets(self, y: Array) -> Array:
         """Numbers of the classes (n,), or 0 and 1 (n, labels)."""
         multilabel = type_of_target(y) == "multilabel-indicator"
-        if multilabel != self._multilabel or (multilabel and y.shape[1] != len(self.classes_)):
+        if multilabel != self._multilabel or y.shape[1:] != ((len(self.classes_),) if multilabel else ()):
             raise ValueError(
                 f"y has the shape {y.shape}; expected {'several labels' if self._multilabel else 'one label'} a row"
             )

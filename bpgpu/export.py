@@ -1,6 +1,7 @@
 """A network for others to use: as an ONNX model, as a Python file that needs NumPy alone, as parameters for PyTorch and back.
 
-All of them compute a[L], what MLP.outputs gives, in the arithmetic of whoever runs them: equal to rounding, not to the bit.
+A fitted estimator may be given in its place.  All of them compute a[L], what MLP.outputs gives, in the arithmetic of whoever
+runs them: equal to rounding, not to the bit.
 """
 
 from __future__ import annotations
@@ -55,13 +56,22 @@ _ONNX_FLOAT64: dict[str, Nodes] = _ONNX | {  # where the operator has attributes
 }  # fmt: skip
 
 
-def to_onnx(net: MLP) -> bytes:
+def _network(given: Any) -> MLP:
+    """A network itself, or that of a fitted estimator."""
+    net = getattr(given, "network_", given)
+    if not isinstance(net, MLP):
+        raise TypeError(f"expected a bpgpu.MLP, or a fitted MLPClassifier or MLPRegressor, got a {type(given).__name__}")
+    return net
+
+
+def to_onnx(net: MLP | Any) -> bytes:
     """The network as an ONNX model: X (n, inputs) -> output (n, outputs), in its dtype; `classes` in the metadata.
 
     Opset 20, operators of the standard alone.  Write the bytes to a file, or give them to onnxruntime.InferenceSession.
     (Which in version 1.32 has no Erf for float64: of all the activations, gelu in float64 runs elsewhere alone.)
     ImportError: onnx is not installed.  ValueError: a network of 2 GB or more, which is more than such a file can hold.
     """
+    net = _network(net)
     try:
         import onnx
         from onnx import helper, numpy_helper
@@ -158,11 +168,12 @@ PARAMETERS = list(parameters())
 '''
 
 
-def to_numpy_function(net: MLP) -> str:
+def to_numpy_function(net: MLP | Any) -> str:
     """The forward pass as the source of a Python module with a function outputs(X), parameters included.
 
     It needs Python 3 and NumPy, nothing else; about 5.4 characters for a float32 parameter.
     """
+    net = _network(net)
     theta = net.backend.to_numpy(net.theta)
     little = theta.astype(theta.dtype.newbyteorder("<"), copy=False)
     used = dict.fromkeys((*net.activations, net.output_activation))
@@ -177,12 +188,13 @@ def to_numpy_function(net: MLP) -> str:
 # -- PyTorch -------------------------------------------------------------------------------------------------------------
 
 
-def to_torch_state_dict(net: MLP) -> dict[str, np.ndarray[Any, Any]]:
+def to_torch_state_dict(net: MLP | Any) -> dict[str, np.ndarray[Any, Any]]:
     """The parameters under the names of torch.nn.Sequential(Linear, activation, Linear, ..., Linear), as NumPy arrays.
 
     "0.weight" (outputs, inputs), "0.bias", "2.weight", ...: Linear is every second module, and the output activation is left
     to the loss, as is usual there.  model.load_state_dict({name: torch.from_numpy(a) for name, a in ....items()})
     """
+    net = _network(net)
     weights, biases = net.views(net.backend.to_numpy(net.theta))
     state: dict[str, np.ndarray[Any, Any]] = {}
     for l, (W, b) in enumerate(zip(weights, biases, strict=True)):

@@ -29,6 +29,9 @@ class FastBackend(CUDABackend):
         self.exact, self._products = exact, exact.device.products(precision)
         self._gradient: Array = self.empty((1,), "float32")  # room for one dW at a time
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.exact.at, (self.precision, "float32")
+
     def at(self, precision: str, dtype: Any) -> Backend:
         return self.exact.at(precision, dtype)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,7 @@ def fit_lbfgs(
     average_penalties: bool = False,
     max_fun: int | None = None,
     sample_weight: Any = None,
+    callback: Callable[[History], Any] | None = None,
 ) -> History:
     """Minimize L + weight_decay / 2 |w|^2 over all examples (Liu and Nocedal, 1989), w the weights without the biases.
 
@@ -34,10 +36,12 @@ def fit_lbfgs(
     tol                ends when no number of the gradient is larger
     max_fun            evaluations of the loss at most, by default 20 max_iter
     average_penalties  the penalty is divided by the number of examples (their sum of weights), as scikit-learn's alpha is
+    callback           a function of the history, called after each iteration
 
     X may also be a memory map or a matrix of scipy.sparse, which are read and made dense some rows at a time.
     The history has the value of what is minimized after each iteration.  theta and its gradient go to SciPy and come back in
-    float64, once an evaluation.  ImportError: SciPy is not installed.  ValueError, TypeError: as in fit.
+    float64, once an evaluation.  Ctrl-C or an error leaves the weights of the last whole iteration.
+    ImportError: SciPy is not installed.  ValueError, TypeError: as in fit.
     """
     try:
         from scipy.optimize import minimize
@@ -57,6 +61,7 @@ def fit_lbfgs(
     decay = amount("weight_decay", weight_decay) / (examples if average_penalties else 1)
     weights = sum(i * o for i, o in net.shapes)  # theta begins with them
     history, begun = History(), time.perf_counter()
+    reached = net.backend.to_numpy(net.theta).astype(np.float64)  # after the last whole iteration
 
     def value_and_gradient(theta: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
         net.theta = theta.astype(net.dtype)
@@ -73,21 +78,22 @@ def fit_lbfgs(
         return loss + decay / 2 * float(theta[:weights] @ theta[:weights]), g
 
     def iterated(intermediate_result: Any) -> None:
-        nonlocal begun
+        nonlocal begun, reached
+        reached = np.array(intermediate_result.x)
         history.loss.append(float(intermediate_result.fun))
         history.seconds.append(time.perf_counter() - begun)
+        history.best_epoch = len(history.loss) - 1
+        net.epochs_trained += 1
+        if callback is not None:
+            callback(history)
         begun = time.perf_counter()
 
-    start = net.backend.to_numpy(net.theta).astype(np.float64)
     try:
         result = minimize(
-            value_and_gradient, start, jac=True, method="L-BFGS-B", callback=iterated,
+            value_and_gradient, reached, jac=True, method="L-BFGS-B", callback=iterated,
             options={"maxiter": int(max_iter), "maxfun": max_fun or 20 * int(max_iter), "gtol": tol},
         )  # fmt: skip
-    except BaseException:
-        net.theta = start.astype(net.dtype)
-        raise
-    net.theta = result.x.astype(net.dtype)
-    net.epochs_trained += len(history.loss)
-    history.best_epoch = len(history.loss) - 1 if history.loss else None
+        reached = result.x
+    finally:
+        net.theta = reached.astype(net.dtype)
     return history

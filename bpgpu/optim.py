@@ -97,6 +97,12 @@ class Optimizer(ABC):
             return float(self.learning_rate)
         return amount(f"learning_rate({step})", self.learning_rate(step))
 
+    def shares(self, examples: Sequence[float]) -> npt.NDArray[np.float64]:
+        """What the penalties are divided by in each step, of the size of its batch (or its sum of weights).  Infinite for a
+        batch whose weights are all 0: it has no L, and no penalty."""
+        share = np.array(examples, np.float64)
+        return np.where(share > 0, share, np.inf) if self.average_penalties else np.ones(len(share))
+
     @abstractmethod
     def numbers(self, rate: npt.NDArray[np.float64], step: npt.NDArray[np.float64]) -> Mapping[str, Any]:
         """The rule's own numbers, by their names in HYPER, for learning rates (steps) and steps t = 1, 2, 3, ..."""
@@ -112,7 +118,7 @@ class Optimizer(ABC):
         steps = len(examples)
         rates = [self.rate(t) for t in range(first, first + steps)] if callable(self.learning_rate) else self.rate(0)
         rate = np.array(rates, np.float64)
-        share = np.maximum(examples, np.finfo(np.float64).tiny) if self.average_penalties else np.ones(steps)
+        share = self.shares(examples)
         table = dict.fromkeys(HYPER, np.zeros(1)) | {"gain1": np.ones(1)}
         table |= self.numbers(rate, np.arange(first + 1, first + steps + 1, dtype=np.float64))
         table = {name: np.reshape(value, (-1, 1, 1)) for name, value in table.items()}

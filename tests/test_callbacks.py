@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import builtins
 import csv
 import io
 import json
 import math
+import sys
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -181,6 +186,28 @@ def test_progress_bar_on_a_terminal(capfd: pytest.CaptureFixture[str], monkeypat
     network().fit(*data(), epochs=2, callbacks=ProgressBar(lines=True))
     out = capfd.readouterr().out
     assert "epoch 2/2" in out and "examples/s" in out
+
+
+class ZMQInteractiveShell:
+    """What rich knows a notebook by: the class of what get_ipython() gives."""
+
+
+def test_progress_bar_in_a_notebook(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bar with ipywidgets; without them a line an epoch, and not a word of what is missing."""
+    monkeypatch.setattr(builtins, "get_ipython", ZMQInteractiveShell, raising=False)
+    monkeypatch.setitem(sys.modules, "ipywidgets", None)
+    bar = ProgressBar()
+    network().fit(*data(), epochs=2, callbacks=bar)
+    out, err = capfd.readouterr()
+    assert [line.split("  ")[0] for line in out.splitlines()] == ["epoch 1/2", "epoch 2/2"] and err == ""
+    shown: list[Any] = []
+    widgets, ipython = ModuleType("ipywidgets"), ModuleType("IPython.display")
+    widgets.Output, ipython.display = MagicMock, shown.append  # type: ignore[attr-defined]
+    widgets.__spec__ = ModuleSpec("ipywidgets", None)
+    monkeypatch.setitem(sys.modules, "ipywidgets", widgets)
+    monkeypatch.setitem(sys.modules, "IPython.display", ipython)
+    network().fit(*data(), epochs=2, callbacks=bar)
+    assert capfd.readouterr() == ("", "") and any("epoch 2/2" in str(getattr(drawn, "text", "")) for drawn in shown)
 
 
 BAD: dict[str, tuple[Callable[[], Any], str]] = {

@@ -21,7 +21,7 @@ def test_what_is_printed_is_what_the_document_says(document: str, tmp_path: Path
     blocks = re.findall(r"```(python|text)\n(.*?)```", text, re.S)
     assert sum(kind == "text" for kind, _ in blocks) >= 5
     if document == "index.md":
-        for package in ("matplotlib", "onnxruntime", "pyarrow", "scipy"):
+        for package in ("matplotlib", "onnxruntime", "pyarrow", "scipy", "sklearn"):
             pytest.importorskip(package)
         monkeypatch.setenv("MPLBACKEND", "svg")
     monkeypatch.chdir(tmp_path)

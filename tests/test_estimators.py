@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -14,12 +15,13 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+from joblib.externals.loky import get_reusable_executor
 from scipy import sparse
-from sklearn import neural_network
+from sklearn import config_context, neural_network
 from sklearn.base import clone
 from sklearn.datasets import load_digits, load_iris, make_multilabel_classification, make_regression
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
-from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
@@ -231,13 +233,29 @@ def test_early_stopping_leaves_the_weights_of_the_best_epoch(kind: str) -> None:
     assert np.array_equal(ours.network_.theta, best["theta"]) and ours.best_validation_score_ == best["score"]
 
 
-def test_verbose_prints_the_lines_of_scikit_learn(capsys: pytest.CaptureFixture[str]) -> None:
-    parameters = {**SMALL, "verbose": True, "early_stopping": True, "max_iter": 3}
+VERBOSE: dict[str, dict[str, Any]] = {
+    "loss": {"tol": 0.05, "n_iter_no_change": 3, "max_iter": 60},
+    "score": {"early_stopping": True, "n_iter_no_change": 2, "learning_rate_init": 0.01, "max_iter": 40},
+    "adaptive": {"solver": "sgd", "learning_rate": "adaptive", "learning_rate_init": 0.2, "tol": 0.5, "n_iter_no_change": 1},
+    "adaptive score": {
+        "solver": "sgd", "learning_rate": "adaptive", "learning_rate_init": 1e-4, "early_stopping": True, "n_iter_no_change": 1,
+    },
+    "max_iter": {"max_iter": 3},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", VERBOSE)
+def test_verbose_says_what_scikit_learn_says(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Line by line with the same numbers: losses and scores, why it ends, and how the learning rate falls."""
     outputs = []
-    for e in both("MLPClassifier", **parameters):
+    for e in both("MLPClassifier", **{**SMALL, "max_iter": 200, "verbose": True, **VERBOSE[case]}):
         e.fit(iris_X, iris_y)
-        outputs.append(capsys.readouterr().out)
-    assert outputs[0] == outputs[1] and outputs[1].count("Iteration") == 3
+        outputs.append(capsys.readouterr().out.splitlines())
+    theirs, ours = outputs
+    assert [re.findall(r"[\d.]+\d", line) for line in ours] == [re.findall(r"[\d.]+\d", line) for line in theirs]
+    for what in ("Iteration", "Validation score", "Training loss", "topping", "too small", "earning rate"):
+        assert [what in line for line in ours] == [what in line for line in theirs], what
+    assert (case == "max_iter") or "stopping" in ours[-1]
 
 
 # -- bugs that scikit-learn had for years ----------------------------------------------------------------------------------
@@ -418,6 +436,51 @@ def test_pipelines_searches_and_clones() -> None:
     assert "dropout=0.2" in repr(copy)
 
 
+def test_a_search_in_two_processes_finds_the_same() -> None:
+    """Estimators go there pickled, with their callbacks, and the best one comes back."""
+    clf = MLPClassifier(**{**SMALL, "max_iter": 4}, callbacks=bpgpu.EarlyStopping("loss", patience=3))
+    alone, two = (GridSearchCV(clf, {"alpha": [1e-4, 9.0]}, cv=2, n_jobs=n).fit(iris_X, iris_y) for n in (1, 2))
+    get_reusable_executor().shutdown()
+    assert np.array_equal(alone.cv_results_["mean_test_score"], two.cv_results_["mean_test_score"])
+    assert alone.best_estimator_.loss_curve_ == two.best_estimator_.loss_curve_
+
+
+def test_sample_weights_are_routed() -> None:
+    weight = np.where(iris_y == 0, 0.0, 1.0)
+    by_hand = MLPClassifier(**SMALL).fit(iris_X, iris_y, sample_weight=weight)
+    with config_context(enable_metadata_routing=True):
+        clf = MLPClassifier(**SMALL).set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
+        steps = make_pipeline(StandardScaler().set_fit_request(sample_weight=False), clf)
+        search = GridSearchCV(steps, {"mlpclassifier__alpha": [1e-4]}, cv=3).fit(iris_X, iris_y, sample_weight=weight)
+        steps.fit(iris_X, iris_y, sample_weight=weight)
+    for fitted in (steps, search.best_estimator_):
+        np.testing.assert_allclose(fitted[-1].loss_curve_, by_hand.loss_curve_)
+    folds = StratifiedKFold(3).split(iris_X, iris_y)
+    scores = [
+        MLPClassifier(**SMALL).fit(iris_X[a], iris_y[a], weight[a]).score(iris_X[b], iris_y[b], weight[b]) for a, b in folds
+    ]
+    assert search.best_score_ == pytest.approx(np.mean(scores), abs=0.02)
+
+
+def test_a_pipeline_whose_steps_give_frames() -> None:
+    frames = make_pipeline(StandardScaler(), MLPClassifier(**SMALL)).set_output(transform="pandas").fit(iris_X, iris_y)
+    arrays = make_pipeline(StandardScaler(), MLPClassifier(**SMALL)).fit(iris_X, iris_y)
+    assert list(frames[-1].feature_names_in_) == ["x0", "x1", "x2", "x3"] and not hasattr(arrays[-1], "feature_names_in_")
+    assert frames[-1].loss_curve_ == arrays[-1].loss_curve_
+    assert np.array_equal(frames.predict_proba(iris_X), arrays.predict_proba(iris_X))
+
+
+def test_a_clone_has_callbacks_of_its_own(tmp_path: Any) -> None:
+    def stop(progress: bpgpu.Progress) -> bool:
+        return progress.epoch_ended and progress.epoch == 4
+
+    callbacks = [bpgpu.EarlyStopping("loss"), bpgpu.Checkpoint(tmp_path / "run", epochs=1), bpgpu.ProgressBar(), stop]
+    clf = MLPClassifier(**SMALL, callbacks=callbacks)
+    copy = clone(clf).fit(iris_X, iris_y)
+    assert copy.n_iter_ == 5 and copy.callbacks[0].best_epoch == 4 and callbacks[0].best_epoch is None
+    assert copy.callbacks[3] is stop and (tmp_path / "run").exists() and clf.get_params()["callbacks"] is callbacks
+
+
 @BOTH
 def test_a_pickled_estimator_predicts_and_goes_on_to_the_same_bits(kind: str, tmp_path: Any) -> None:
     X, y = data_of(kind)
@@ -444,7 +507,8 @@ def test_a_pickled_network_is_on_the_cpu_where_its_device_is_not(monkeypatch: py
 
 def test_scikit_learn_is_not_imported_until_it_is_needed_and_missed_by_name() -> None:
     code = (
-        "import sys, bpgpu; assert not {'sklearn', 'scipy'} & set(sys.modules); sys.modules['sklearn'] = None\n"
+        "import sys, bpgpu; from bpgpu import *; assert {'MLPClassifier', 'MLPRegressor', 'MLP'} <= set(dir(bpgpu))\n"
+        "assert not {'sklearn', 'scipy'} & set(sys.modules); sys.modules['sklearn'] = None\n"
         "try: bpgpu.MLPClassifier\nexcept ImportError as error: print(error)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
@@ -510,9 +574,21 @@ def test_dropout_activations_callbacks_and_the_network_itself() -> None:
     assert again.loss_curve_[:5] == clf.loss_curve_
     assert MLPClassifier(**{**options, "dropout": 0.0}).fit(digits_X, digits_y).loss_ != again.loss_
     assert clf.network_.forward(digits_X[:5]).a[1].shape == (5, 16)
-    stopped = MLPClassifier(**{**SMALL, "max_iter": 200}, callbacks=bpgpu.EarlyStopping("validation_loss", patience=1))
-    stopped.fit(iris_X[::2], iris_y[::2], X_val=iris_X[1::2], y_val=iris_y[1::2])
-    assert stopped.network_.theta is not None and stopped.n_iter_ <= 200
+
+
+@pytest.mark.parametrize("metric", ["validation_loss", "validation_accuracy"])
+def test_callbacks_monitor_the_validation_data(metric: str) -> None:
+    stopping = bpgpu.EarlyStopping(metric, patience=1)
+    clf = MLPClassifier(**{**SMALL, "max_iter": 200, "tol": 0.0, "learning_rate_init": 0.05}, callbacks=stopping)
+    clf.fit(iris_X[::2], iris_y[::2], X_val=iris_X[1::2], y_val=iris_y[1::2])
+    curve = clf.validation_loss_curve_ if metric == "validation_loss" else clf.validation_scores_
+    best = int(np.argmin(curve) if metric == "validation_loss" else np.argmax(curve))
+    assert best == stopping.best_epoch == clf.n_iter_ - 3 < 196
+    assert clf.score(iris_X[1::2], iris_y[1::2]) == clf.validation_scores_[best]
+    with pytest.raises(ValueError, match="no validation_accuracy to monitor"):
+        MLPRegressor(**SMALL, callbacks=bpgpu.EarlyStopping("validation_accuracy")).fit(
+            numbers_X, numbers_y, X_val=numbers_X, y_val=numbers_y
+        )
 
 
 @pytest.mark.parametrize("loss", ["absolute_error", "huber"])
@@ -546,6 +622,15 @@ def test_bad_parameters_and_data_are_sentences() -> None:
     ):  # fmt: skip
         with pytest.raises((ValueError, TypeError), match=what):
             MLPClassifier(**{**SMALL, **parameters}).fit(iris_X, iris_y)
+    several = np.stack([iris_y, iris_y], axis=1)
+    for fit in (
+        lambda clf: clf.fit(iris_X, several), lambda clf: clf.partial_fit(iris_X, several, classes=[0, 1, 2]),
+        lambda clf: clf.fit(iris_X, iris_y).partial_fit(iris_X, several),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"^y has 2 columns of several classes each; expected labels \(n,\), or .*\)$"):
+            fit(MLPClassifier(**SMALL))
+    with pytest.raises(ValueError, match=r"^y has the shape \(150, 2\); expected one label a row$"):
+        MLPClassifier(**SMALL).fit(iris_X, iris_y, X_val=iris_X, y_val=several)
     with pytest.raises(NotFittedError):
         MLPRegressor().predict(iris_X)
     with pytest.raises(ValueError, match="same classes"):
@@ -554,8 +639,10 @@ def test_bad_parameters_and_data_are_sentences() -> None:
         MLPRegressor(**SMALL, warm_start=True).fit(numbers_X, numbers_y).fit(numbers_X, numbers_y[:, 0])
     with pytest.raises(ValueError, match="hidden_layer_sizes is 5"):
         MLPClassifier(**SMALL, warm_start=True).fit(iris_X, iris_y).set_params(hidden_layer_sizes=5).fit(iris_X, iris_y)
-    with pytest.raises(ValueError, match="'lbfgs' has no epochs"):
+    with pytest.raises(ValueError, match=r"X_val goes with .* 'lbfgs' has no epochs"):
         MLPClassifier(solver="lbfgs").fit(iris_X, iris_y, X_val=iris_X, y_val=iris_y)
+    with pytest.raises(ValueError, match=r"callbacks goes with .* 'lbfgs' has no epochs"):
+        MLPClassifier(solver="lbfgs", callbacks=[lambda progress: None]).fit(iris_X, iris_y)
     with pytest.warns(UserWarning, match="batch_size=999 is cut"):
         MLPClassifier(**SMALL, batch_size=999).fit(iris_X, iris_y)
 

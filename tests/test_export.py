@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import subprocess
 import sys
@@ -187,6 +188,35 @@ def test_torch_is_not_imported() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert result.stdout.split() == ["False", "False"]
+
+
+def test_fitted_estimators_go_out_with_the_names_of_their_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sklearn")
+    X, options = inputs(), {"hidden_layer_sizes": (4,), "random_state": 0}
+    for names in (["ant", "bee", "cät"] * 3, ["no", "yes", "no"] * 3):
+        clf, module = bpgpu.MLPClassifier(**options).partial_fit(X, names, classes=names), {}
+        exec(bpgpu.to_numpy_function(clf), module)
+        assert module["CLASSES"] == list(clf.classes_)
+        np.testing.assert_allclose(module["outputs"](X)[:, -1], clf.predict_proba(X)[:, -1], rtol=1e-4, atol=1e-6)
+        assert bpgpu.to_torch_state_dict(clf)["0.weight"].shape == (4, 5)
+        clf.network_.save(tmp_path / "model.safetensors")
+        np.save(tmp_path / "X.npy", X)
+        assert main(["predict", str(tmp_path / "model.safetensors"), str(tmp_path / "X.npy")]) == 0
+        assert capsys.readouterr().out.split() == list(clf.predict(X))
+    assert bpgpu.MLPRegressor(**options).partial_fit(X, X).network_.classes is None
+    if importlib.util.find_spec("onnx"):
+        import onnx
+
+        model = onnx.load_from_string(bpgpu.to_onnx(clf))
+        assert json.loads(model.metadata_props[0].value) == ["no", "yes"]
+
+
+@pytest.mark.parametrize("export", [bpgpu.to_onnx, bpgpu.to_numpy_function, bpgpu.to_torch_state_dict])
+def test_what_is_no_network_is_refused(export: Any) -> None:
+    pytest.importorskip("onnx")
+    for given in (pytest.importorskip("bpgpu.estimators").MLPClassifier(), np.zeros(3)):
+        with pytest.raises(TypeError, match=f"fitted MLPClassifier or MLPRegressor, got a {type(given).__name__}$"):
+            export(given)
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,8 @@ is one.
 
 from __future__ import annotations
 
+import pickle
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -151,3 +153,11 @@ def test_who_has_which_precision(exact_cuda: CUDABackend, tmp_path: Path) -> Non
     bpgpu.MLP([4, 3], dtype="float64").save(tmp_path / "d")
     with pytest.raises(ValueError, match=r"^precision 'tf32' goes with"):
         bpgpu.load(tmp_path / "d", backend=exact_cuda, precision="tf32")
+
+
+def test_a_pickled_network_keeps_its_precision(exact_cuda: CUDABackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(bpgpu.devices._instances, "cuda:0", exact_cuda)
+    net = bpgpu.MLP([4, 8, 4], backend="cuda", precision="tf32")
+    copy = pickle.loads(pickle.dumps(net))
+    assert copy.backend is net.backend and np.array_equal(copy.theta.get(), net.theta.get())
+    assert pickle.loads(pickle.dumps(net.backend)) is net.backend is deepcopy(net.backend)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bpgpu import MLP, fit_lbfgs
+from bpgpu import MLP, History, fit_lbfgs
 
 pytest.importorskip("scipy")
 
@@ -57,6 +57,22 @@ def test_float32_does_it_too() -> None:
     before = net.evaluate(X, y)[0]
     fit_lbfgs(net, X, y, max_iter=50)
     assert net.theta.dtype == np.float32 and net.evaluate(X, y)[0] < 0.5 * before
+
+
+def test_an_error_leaves_the_last_whole_iteration() -> None:
+    seen: list[tuple[int, float]] = []
+
+    def look(history: History) -> None:
+        seen.append((len(history.loss), net.gradient(X, y)[0]))
+        if len(seen) == 4:
+            raise KeyError("mine")
+
+    (X, y), net, same = data(), MLP([4, 12, 3], dtype="float64"), MLP([4, 12, 3], dtype="float64")
+    with pytest.raises(KeyError, match="mine"):
+        fit_lbfgs(net, X, y, callback=look)
+    history = fit_lbfgs(same, X, y, max_iter=4)
+    assert [number for number, _ in seen] == [1, 2, 3, 4] and [loss for _, loss in seen] == pytest.approx(history.loss)
+    assert np.array_equal(net.theta, same.theta) and net.epochs_trained == same.epochs_trained == 4
 
 
 def test_without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:

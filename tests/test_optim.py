@@ -175,6 +175,21 @@ def test_weights_of_examples_share_the_penalties() -> None:
     np.testing.assert_allclose(nets[0].theta, nets[1].theta, rtol=1e-12)
 
 
+def test_a_batch_whose_weights_are_all_0_has_no_penalty(dtype: np.dtype) -> None:
+    """It takes a step of nothing, and adds nothing to the penalty that is measured."""
+
+    class Measures(bpgpu.Callback):
+        measures_penalty = True
+
+    (X, y), nets = data(), [network(dtype=dtype), network(dtype=dtype)]
+    weight, shared = np.array([0.0] * 20 + [1.0] * 25), {"weight_decay": 2.0, "l1": 0.5, "average_penalties": True}
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 20, "shuffle": False, "callbacks": Measures()}
+    whole = nets[0].fit(X, y, optimizer=SGD(0.1, **shared), sample_weight=weight, **options)
+    part = nets[1].fit(X[20:], y[20:], optimizer=SGD(0.1, **shared), **options)
+    np.testing.assert_allclose(nets[0].theta, nets[1].theta, rtol=1e-5)
+    np.testing.assert_allclose(np.multiply(whole.penalty, 45), np.multiply(part.penalty, 25), rtol=1e-5)
+
+
 @pytest.mark.parametrize("make", [Adam, AdamW, RMSprop, Adagrad, lambda: SGD(0.05, 0.9)])
 def test_each_learns(make: Callable[[], Optimizer]) -> None:
     X, y = data(300)
