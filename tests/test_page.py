@@ -1,7 +1,7 @@
 """The page of both passes: self-contained, its numbers those of the trace, and in a real browser every step of it.
 
-The browser is Chromium through Playwright: python -m pip install playwright && python -m playwright install chromium, or
-BPGPU_TEST_BROWSER names an executable.
+The browser is driven by Playwright (python -m pip install playwright): the executable that BPGPU_TEST_BROWSER names, or
+Playwright's own (python -m playwright install chromium), or Chromium or Chrome where the system has one.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,18 +106,41 @@ def test_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 # -- in a browser -----------------------------------------------------------------------------------------------------------
 
 
+FLAGS = "--no-sandbox --disable-gpu --disable-background-networking --disable-component-update --disable-sync --no-first-run"
+
+
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    with sync_api.sync_playwright() as playwright:
-        try:
-            chosen = os.environ.get("BPGPU_TEST_BROWSER")
-            arguments = ["--no-sandbox", "--no-zygote"] if chosen else []
-            chromium = playwright.chromium.launch(executable_path=chosen, args=arguments)
-        except sync_api.Error as error:
-            pytest.skip(f"no browser to test in: {str(error).splitlines()[0]}")
-        yield chromium
-        chromium.close()
+def playwright() -> Iterator[Any]:
+    if not os.environ.get("BPGPU_TEST_BROWSER"):
+        pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        yield playwright
+
+
+def launch(playwright: Any) -> Any:
+    named = os.environ.get("BPGPU_TEST_BROWSER")
+    known = [playwright.chromium.executable_path, *map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))]
+    found = named or next((path for path in known if path and os.path.exists(path)), None)
+    if not found:
+        pytest.skip("no browser to test in: python -m playwright install chromium, or BPGPU_TEST_BROWSER=executable")
+    return playwright.chromium.launch(executable_path=found, args=FLAGS.split())
+
+
+@pytest.fixture(scope="module")
+def browser(playwright: Any) -> Iterator[Any]:
+    chromium = launch(playwright)
+    yield chromium
+    chromium.close()
+
+
+def test_a_browser_that_is_named_has_to_work(playwright: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from playwright.sync_api import Error
+
+    monkeypatch.setenv("BPGPU_TEST_BROWSER", "/no/such/browser")
+    with pytest.raises(Error, match="/no/such/browser"):
+        launch(playwright)
 
 
 def opened(browser: Any, trace: Any, folder: Path, width: int = 1280, scheme: str = "light") -> tuple[Any, list[str]]:
