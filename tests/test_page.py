@@ -212,6 +212,7 @@ def opened(
 ) -> tuple[Any, list[str]]:
     trace.to_html(folder / "out.html", example)
     tab = browser.new_page(viewport={"width": width, "height": height})
+    tab.set_default_timeout(120_000)  # a busy machine is no failure
     said: list[str] = []
     tab.on("console", lambda message: said.append(message.text))
     tab.on("pageerror", lambda error: said.append(str(error)))
