@@ -106,10 +106,10 @@ def explain(trace: Trace, layer: int, i: int, o: int, *, example: int, terms: in
     """See Trace.explain."""
     if not isinstance(terms, (int, np.integer)) or terms < 1:
         raise ValueError(f"terms is {terms!r}; expected a positive integer")
-    example = _index(len(trace.losses), example, "examples")
-    layer = _index(len(trace.weights), layer, "layers")
-    i = _index(trace.layers[layer], i, f"inputs of layer {layer}")
-    o = _index(trace.layers[layer + 1], o, f"units of layer {layer}")
+    example = check_index(len(trace.losses), example, "examples")
+    layer = check_index(len(trace.weights), layer, "layers")
+    i = check_index(trace.layers[layer], i, f"inputs of layer {layer}")
+    o = check_index(trace.layers[layer + 1], o, f"units of layer {layer}")
     steps: list[Delta | OutputDelta] = []
     reach = {o: 1.0}  # unit: d delta_o / d its delta, along the paths shown
     for l in range(layer, len(trace.weights) - 1):
@@ -149,7 +149,7 @@ def output(trace: Trace, unit: int, example: int) -> OutputDelta:
     return OutputDelta(l, unit, value, a, y, scale, a - y, None, "scale * (a - y)")
 
 
-def _index(length: int, index: int, what: str) -> int:
+def check_index(length: int, index: int, what: str) -> int:
     if not isinstance(index, (int, np.integer)) or not -length <= index < length:
         raise IndexError(f"there are {length} {what}, counted from 0; got {index!r}")
     return range(length)[index]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .checks import check_memory
-from .explain import Explanation, explain
+from .explain import Explanation, check_index, explain
 from .files import write_whole
 from .page import page
 
@@ -57,7 +57,7 @@ class Trace:
 
     def table(self, example: int = 0, units: int = 8) -> str:
         """A table of one example, in each layer the `units` units of largest |delta|.  IndexError: no such example."""
-        example = range(len(self.losses))[example]
+        example = check_index(len(self.losses), example, "examples")
         many = f" {example} of {len(self.losses)}" if len(self.losses) > 1 else ""
         kinds = "-".join(map(str, self.layers))
         lines = [f"example{many} through {kinds}, {self.loss_name}: loss {self.losses[example]:.6g}"]
@@ -116,8 +116,9 @@ class Trace:
     def to_html(self, path: str | os.PathLike[str], example: int = 0) -> None:
         """Write one self-contained page that steps through both passes of one example.
 
-        Small layers are shown in full, of large ones the units through which most of the gradient runs.  OSError: the file
-        cannot be written; IndexError: no such example.
+        Small layers are shown in full, of large ones the units on the largest paths from the weight with the largest dC/dw of
+        layer 0 to the outputs, then those through which most of the gradient runs.  OSError: the file cannot be written;
+        IndexError: no such example; ValueError: z, delta or the loss is not finite.
         """
         write_whole(path, page(self, example).encode())
 

@@ -131,6 +131,8 @@ def test_places_that_are_none(bad: tuple[int, int, int]) -> None:
         trace.explain(*bad)
     with pytest.raises(IndexError, match="3 examples"):
         trace.explain(0, 0, 0, example=3)
+    with pytest.raises(IndexError, match="there are 3 examples, counted from 0; got 3"):
+        trace.table(3)
     with pytest.raises(ValueError, match="terms is 0"):
         trace.explain(0, 0, 0, terms=0)
 
