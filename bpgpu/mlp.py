@@ -469,8 +469,8 @@ class MLP:
         save(self, path)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For pickle and copy: without what optimizers keep for it and what is recorded."""
-        b, left_out = self.backend, ("weights", "biases", "_trainers", "_inference")
+        """For pickle and copy: without what optimizers keep for it, what is recorded and what was said."""
+        b, left_out = self.backend, ("weights", "biases", "told", "_trainers", "_inference")
         state = {name: value for name, value in vars(self).items() if name not in left_out}
         return state | {"backend": (b.name, b.precision), "_theta": np.array(b.to_numpy(self._theta))}
 
@@ -491,6 +491,7 @@ class MLP:
         self.weights, self.biases = (Views(arrays, self.backend.write) for arrays in (weights, biases))
         self._trainers: WeakKeyDictionary[Optimizer, Trainer] = WeakKeyDictionary()
         self._inference = Inference()
+        self.told: set[str] = set()  # kinds of trouble that were said on standard error (bpgpu/health.py)
 
     def __repr__(self) -> str:
         kinds = dict.fromkeys(self.activations)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import bpgpu
-from bpgpu import History, plots
+from bpgpu import History, health, plots
 
 matplotlib = pytest.importorskip("matplotlib", reason="matplotlib is not installed (the extra plots)")
 matplotlib.use("Agg")
@@ -31,7 +31,9 @@ def trained() -> tuple[bpgpu.MLP, History]:
     rng = np.random.default_rng(0)
     X, y = rng.standard_normal((9000, 12)), rng.integers(0, 3, 9000)
     net = bpgpu.MLP([12, 20, 9, 3], activation=["relu", "tanh"])
-    return net, net.fit(X, y, epochs=3, validation_data=(X[:50], y[:50]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(health, "SHARE", 1e-9)
+        return net, net.fit(X, y, epochs=3, validation_data=(X[:50], y[:50]))
 
 
 def lines(ax: Any) -> dict[str, list[float]]:
@@ -45,8 +47,8 @@ def test_losses(trained: tuple[bpgpu.MLP, History]) -> None:
 
 
 def test_what_health_says(trained: tuple[bpgpu.MLP, History]) -> None:
-    health = trained[1].health
-    assert len(health) == 3
+    seen = trained[1].health
+    assert len(seen) == 3
     for picture, labels in (
         (plots.gradient_flow, {"|δ| layer {}": "delta", "|dW| layer {}": "gradient"}),
         (plots.saturation, {"saturated, layer {}": "saturated", "dead, layer {}": "dead"}),
@@ -54,9 +56,9 @@ def test_what_health_says(trained: tuple[bpgpu.MLP, History]) -> None:
     ):
         ax = picture(trained[1])
         expected = {
-            label.format(l): [getattr(h, name)[l] for h in health]
+            label.format(l): [getattr(h, name)[l] for h in seen]
             for label, name in labels.items()
-            for l in range(len(getattr(health[0], name)))
+            for l in range(len(getattr(seen[0], name)))
         }
         assert lines(ax) == expected and list(ax.get_lines()[0].get_xdata()) == [1, 2, 3]
         colours = [line.get_color() for line in ax.get_lines()]
