@@ -168,6 +168,13 @@ def as_weights(w: Any, *, n: int, dtype: npt.DTypeLike, name: str = "sample_weig
     return array
 
 
+def positive(name: str, number: int) -> int:
+    """ValueError: it is no positive integer."""
+    if not isinstance(number, (int, np.integer)) or isinstance(number, bool) or number < 1:
+        raise ValueError(f"{name} is {number!r}; expected a positive integer")
+    return int(number)
+
+
 def check_memory(wanted: int, what: str, instead: str) -> None:
     """MemoryError, before any work: `what` would need `wanted` bytes, more than MOST_BYTES; `instead` mends it."""
     if wanted > MOST_BYTES:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .checks import positive
+
 if TYPE_CHECKING:
     from .trace import Trace
 
@@ -48,7 +50,9 @@ class Delta:
         ]
         lines += [f"    k = {t.unit:<6}{t.weight:11.4g} * {t.delta:<11.4g}= {t.value:.4g}" for t in self.terms]
         if self.others:
-            lines.append(f"    and {self.others} others = {self.rest:.4g}; those above carry {self.share:.1%} of the magnitude")
+            lines.append(
+                f"    and {plural(self.others, 'other')} = {self.rest:.4g}; those above carry {self.share:.1%} of the magnitude"
+            )
         return "\n".join(lines)
 
 
@@ -102,14 +106,14 @@ _SLOPES: dict[str, tuple[str, Callable[[float, float], float]]] = {
 }
 
 
+@np.errstate(all="ignore")  # numbers of a training that went astray are shown as they are
 def explain(trace: Trace, layer: int, i: int, o: int, *, example: int, terms: int) -> Explanation:
     """See Trace.explain."""
-    if not isinstance(terms, (int, np.integer)) or terms < 1:
-        raise ValueError(f"terms is {terms!r}; expected a positive integer")
-    example = _index(len(trace.losses), example, "examples")
-    layer = _index(len(trace.weights), layer, "layers")
-    i = _index(trace.layers[layer], i, f"inputs of layer {layer}")
-    o = _index(trace.layers[layer + 1], o, f"units of layer {layer}")
+    positive("terms", terms)
+    example = index(len(trace.losses), example, "example")
+    layer = index(len(trace.weights), layer, "layer")
+    i = index(trace.layers[layer], i, "input", f" of layer {layer}")
+    o = index(trace.layers[layer + 1], o, "unit", f" of layer {layer}")
     steps: list[Delta | OutputDelta] = []
     reach = {o: 1.0}  # unit: d delta_o / d its delta, along the paths shown
     for l in range(layer, len(trace.weights) - 1):
@@ -149,7 +153,13 @@ def output(trace: Trace, unit: int, example: int) -> OutputDelta:
     return OutputDelta(l, unit, value, a, y, scale, a - y, None, "scale * (a - y)")
 
 
-def _index(length: int, index: int, what: str) -> int:
-    if not isinstance(index, (int, np.integer)) or not -length <= index < length:
-        raise IndexError(f"there are {length} {what}, counted from 0; got {index!r}")
-    return range(length)[index]
+def index(length: int, given: int, thing: str, where: str = "") -> int:
+    """A place counted from 0, or from the end if it is negative.  IndexError: there is none."""
+    if not isinstance(given, (int, np.integer)) or not -length <= given < length:
+        are = "is" if length == 1 else "are"
+        raise IndexError(f"there {are} {plural(length, thing)}{where}, counted from 0; got {given!r}")
+    return range(length)[given]
+
+
+def plural(count: int, thing: str) -> str:
+    return f"{count} {thing}" + "s" * (count != 1)
