@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .checks import positive
+from .checks import count
 
 if TYPE_CHECKING:
     from .trace import Trace
@@ -51,7 +51,7 @@ class Delta:
         lines += [f"    k = {t.unit:<6}{t.weight:11.4g} * {t.delta:<11.4g}= {t.value:.4g}" for t in self.terms]
         if self.others:
             lines.append(
-                f"    and {plural(self.others, 'other')} = {self.rest:.4g}; those above carry {self.share:.1%} of the magnitude"
+                f"    and {others(self.others)} = {self.rest:.4g}; those above carry {self.share:.1%} of the magnitude"
             )
         return "\n".join(lines)
 
@@ -99,6 +99,10 @@ class Explanation:
     __repr__ = __str__
 
 
+def others(number: int) -> str:
+    return "1 other" if number == 1 else f"{number} others"
+
+
 _SLOPES: dict[str, tuple[str, Callable[[float, float], float]]] = {
     "squared_error": ("(a - y)", lambda a, y: a - y),
     "absolute_error": ("sign(a - y)", lambda a, y: float(np.sign(a - y))),
@@ -109,11 +113,11 @@ _SLOPES: dict[str, tuple[str, Callable[[float, float], float]]] = {
 @np.errstate(all="ignore")  # numbers of a training that went astray are shown as they are
 def explain(trace: Trace, layer: int, i: int, o: int, *, example: int, terms: int) -> Explanation:
     """See Trace.explain."""
-    positive("terms", terms)
-    example = index(len(trace.losses), example, "example")
-    layer = index(len(trace.weights), layer, "layer")
-    i = index(trace.layers[layer], i, "input", f" of layer {layer}")
-    o = index(trace.layers[layer + 1], o, "unit", f" of layer {layer}")
+    count("terms", terms)
+    example = check_index(len(trace.losses), example, "examples")
+    layer = check_index(len(trace.weights), layer, "layers")
+    i = check_index(trace.layers[layer], i, f"inputs of layer {layer}")
+    o = check_index(trace.layers[layer + 1], o, f"units of layer {layer}")
     steps: list[Delta | OutputDelta] = []
     reach = {o: 1.0}  # unit: d delta_o / d its delta, along the paths shown
     for l in range(layer, len(trace.weights) - 1):
@@ -134,10 +138,10 @@ def hidden(trace: Trace, l: int, unit: int, example: int, terms: int) -> Delta:
     w, delta = trace.weights[l + 1][unit].astype(np.float64), trace.delta[l + 1][example].astype(np.float64)
     products = w * delta
     largest = np.argsort(-abs(products), kind="stable")[:terms]
-    others = np.delete(products, largest)
+    left = np.delete(products, largest)
     return Delta(
         l, unit, float(trace.delta[l][example, unit]), float(trace.gain[l][example, unit]),
-        tuple(Term(int(k), float(w[k]), float(delta[k])) for k in largest), float(others.sum()), len(others),
+        tuple(Term(int(k), float(w[k]), float(delta[k])) for k in largest), float(left.sum()), len(left),
         float(abs(products[largest]).sum() / (abs(products).sum() or 1.0)),
     )  # fmt: skip
 
@@ -153,13 +157,10 @@ def output(trace: Trace, unit: int, example: int) -> OutputDelta:
     return OutputDelta(l, unit, value, a, y, scale, a - y, None, "scale * (a - y)")
 
 
-def index(length: int, given: int, thing: str, where: str = "") -> int:
+def check_index(length: int, index: int, what: str) -> int:
     """A place counted from 0, or from the end if it is negative.  IndexError: there is none."""
-    if not isinstance(given, (int, np.integer)) or not -length <= given < length:
-        are = "is" if length == 1 else "are"
-        raise IndexError(f"there {are} {plural(length, thing)}{where}, counted from 0; got {given!r}")
-    return range(length)[given]
-
-
-def plural(count: int, thing: str) -> str:
-    return f"{count} {thing}" + "s" * (count != 1)
+    if not isinstance(index, (int, np.integer)) or not -length <= index < length:
+        things, _, where = what.partition(" of ")
+        there = f"are {length} {what}" if length != 1 else f"is 1 {things[:-1]}" + (f" of {where}" if where else "")
+        raise IndexError(f"there {there}, counted from 0; got {index!r}")
+    return range(length)[index]

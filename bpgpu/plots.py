@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .checks import positive
+from . import checks
 
 if TYPE_CHECKING:
     from .fitting import History
@@ -53,7 +53,7 @@ def filters(net: MLP, ax: Any = None, *, shape: tuple[int, int] | None = None, c
     shape: rows and columns of an input, a square unless it is given.  ValueError: the inputs are no such image, or count is
     no positive integer.
     """
-    inputs, count = net.layers[0], positive("count", count)
+    inputs, count = net.layers[0], checks.count("count", count)
     rows, columns = shape or (math.isqrt(inputs), math.isqrt(inputs))
     if rows * columns != inputs:
         raise ValueError(f"{inputs} inputs are no image of {rows} x {columns}; pass shape=(rows, columns)")

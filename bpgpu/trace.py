@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .checks import check_matrix, check_memory, nearest, positive
-from .explain import Explanation, explain, index, plural
+from .checks import check_matrix, check_memory, count, nearest
+from .explain import Explanation, check_index, explain, others
 from .files import write_whole
 from .page import page
 
@@ -58,7 +58,8 @@ class Trace:
     @np.errstate(all="ignore")  # numbers of a training that went astray are shown as they are
     def table(self, example: int = 0, units: int = 8) -> str:
         """A table of one example, in each layer the `units` units of largest |delta|.  IndexError: no such example."""
-        example, units = index(len(self.losses), example, "example"), positive("units", units)
+        example = check_index(len(self.losses), example, "examples")
+        units = count("units", units)
         many = f" {example} of {len(self.losses)}" if len(self.losses) > 1 else ""
         kinds = "-".join(map(str, self.layers))
         lines = [f"example{many} through {kinds}, {self.loss_name}: loss {self.losses[example]:.6g}"]
@@ -73,8 +74,7 @@ class Trace:
                 lines.append(f"{k:8}{z[example, k]:12.4g}{self.a[l + 1][example, k]:12.4g}{gain}{d[k]:12.4g}")
             if len(shown) < len(d):
                 share = abs(d[shown]).sum() / (abs(d).sum() or 1)
-                others = plural(len(d) - len(shown), "other")
-                lines.append(f"     and {others}; those shown carry {share:.1%} of the sum of |delta|")
+                lines.append(f"     and {others(len(d) - len(shown))}; those shown carry {share:.1%} of the sum of |delta|")
             lines.append(
                 f"    |dL/dW| = {np.linalg.norm(self.dW[l]):.4g}, its largest dL/dw[{i}, {o}] = {self.dW[l][i, o]:.4g}"
             )

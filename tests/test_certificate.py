@@ -194,5 +194,15 @@ def test_an_operation_that_raises_or_gives_nan_has_failed(monkeypatch: pytest.Mo
         right(self, X, dZ, norms, add)
         norms[0] = np.nan
 
-    monkeypatch.setattr(CPUBackend, "_example_norms", nan)
-    assert failed(certify()) == {"single examples"}
+    with monkeypatch.context() as patch:
+        patch.setattr(CPUBackend, "_example_norms", nan)
+        assert failed(certify()) == {"single examples"}
+    product = CPUBackend._hidden_delta
+
+    def nan_of_silu(self: CPUBackend, dZ: Any, W: Any, saved: Any, activation: str, dZ_below: Any) -> None:
+        product(self, dZ, W, saved, activation, dZ_below)
+        if activation == "silu":  # neither the first case nor the last one
+            dZ_below[0] = np.nan
+
+    monkeypatch.setattr(CPUBackend, "_hidden_delta", nan_of_silu)
+    assert failed(certify()) == {"true gradients"}
