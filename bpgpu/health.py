@@ -68,14 +68,20 @@ class Observer:
         gains = sum(net.layers[1:]) * net.dtype.itemsize
         return min(n, EXAMPLES) * (net.passes_bytes + gains) + int(net.theta.nbytes)
 
+    @staticmethod
+    def epochs_between(net: MLP, n: int) -> float:
+        """Looks, with n examples in the data, for SHARE times what a look costs."""
+        layers, size = len(net.weights), int(net.theta.size)
+        of_epoch = n * (size + LAYER * layers) + EPOCH
+        of_look = (min(n, EXAMPLES) + WEIGHTS) * size + OPERATIONS * (layers + 1)
+        return SHARE * of_look / of_epoch
+
     def due(self, epoch: int, history: History) -> bool:
         """Whether this epoch is one of those after which it looks: a function of how many the network has been trained for, in
         this call of fit and before, so that many short ones are looked at as one long one is."""
-        layers, size = len(self.net.weights), self.net.theta.size
-        of_epoch = self.data.n * (size + LAYER * layers) + EPOCH
-        of_look = (self.examples + WEIGHTS) * size + OPERATIONS * (layers + 1)
         epochs = self.net.epochs_trained - len(history.loss) + epoch + 1  # in all, this one included
-        return bool(epochs * of_epoch // (SHARE * of_look) > (epochs - 1) * of_epoch // (SHARE * of_look))
+        between = self.epochs_between(self.net, self.data.n)
+        return int(epochs / between) > int((epochs - 1) / between)
 
     def look(self, before: Array, history: History) -> None:
         """After an epoch: `before` is theta from before it."""
