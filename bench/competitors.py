@@ -46,6 +46,7 @@ def _forward_floor(network: Network, threads: int) -> Run:
 
 Table = dict[str, tuple[tuple[str, ...], Callable[..., Any]]]
 _BPGPU, _TORCH, _JAX, _SKLEARN = ("bpgpu", "numpy", "llvmlite", "numba"), ("torch",), ("jax", "jaxlib"), ("sklearn", "scipy")
+_OPACUS = ("opacus", "torch")
 
 # name: the packages it is made of, of which the first is imported, and how it is made
 STEPS: Table = {
@@ -64,6 +65,17 @@ RULES: Table = {
     "bpgpu momentum": (_BPGPU, _ours("momentum")),
     "bpgpu adam": (_BPGPU, _ours("adam")),
 }
+INSIDE: Table = {
+    "bpgpu": (_BPGPU, _ours("step")),
+    "bpgpu clipped": (_BPGPU, _ours("clipped")),
+    "bpgpu many": (_BPGPU, _ours("many")),
+    "bpgpu many clipped": (_BPGPU, _ours("many_clipped")),
+    "bpgpu norms": (_BPGPU, _ours("norms")),
+    "bpgpu health": (_BPGPU, _ours("health")),
+    "torch": (_TORCH, peers.torch_step),
+    "opacus clipped": (_OPACUS, peers.opacus_step),
+    "opacus ghost clipped": (_OPACUS, peers.opacus_ghost),
+}
 LABELS: Table = {
     "floor": (("numpy",), _forward_floor),
     "bpgpu": (_BPGPU, _ours("labels")),
@@ -79,8 +91,8 @@ FITS: Table = {
     "torch": (_TORCH, peers.torch_fit),
     "sklearn": (_SKLEARN, peers.sklearn_fit),
 }
-KINDS = {"step": STEPS, "memory": STEPS, "optimizer": RULES, "inference": LABELS, "fit": FITS}
-FOREIGN = ("torch", "jax", "sklearn")  # packages that may be missing, or in another Python
+KINDS = {"step": STEPS, "memory": STEPS, "optimizer": RULES, "inside": INSIDE, "inference": LABELS, "fit": FITS}
+FOREIGN = ("torch", "opacus", "jax", "sklearn")  # packages that may be missing, or in another Python
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ Array = np.ndarray[Any, Any]
 
 LEARNING_RATE = 1e-3  # of timed steps
 FIT_RATE, FIT_MOMENTUM = 0.05, 0.9  # of a whole fit on MNIST
+CLIP = 1.0  # the longest that an example's gradient may be, where they are clipped; here all are longer
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The peers: a step in plain NumPy, PyTorch, JAX and scikit-learn; what they predict; PyTorch's and scikit-learn's fit."""
+"""The peers: a step in plain NumPy, PyTorch, Opacus, JAX and scikit-learn; what they predict; a fit of two of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .measuring import Data, Run, Skip
-from .networks import FIT_MOMENTUM, FIT_RATE, LEARNING_RATE, Array, Network
+from .networks import CLIP, FIT_MOMENTUM, FIT_RATE, LEARNING_RATE, Array, Network
 
 # -- NumPy ------------------------------------------------------------------------------------------------------------
 
@@ -249,6 +249,44 @@ def sklearn_model(
     for b in model.intercepts_:
         b[:] = 0
     return model
+
+
+# -- steps in which every example's gradient is clipped ----------------------------------------------------------------
+
+
+def opacus_step(network: Network, threads: int, ghost: bool = False) -> Run:
+    """Opacus without noise: it forms the gradient of every example and clips it."""
+    import torch
+    from opacus import GradSampleModule
+    from opacus.optimizers import DPOptimizer
+
+    torch_threads(threads)
+    model, linear = torch_model(network)
+    X, y = (torch.from_numpy(array) for array in network.data())
+    how = {"noise_multiplier": 0.0, "max_grad_norm": CLIP, "expected_batch_size": network.batch}
+    sgd, loss = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE), torch.nn.CrossEntropyLoss()
+    if ghost:
+        from opacus.grad_sample import GradSampleModuleFastGradientClipping
+        from opacus.optimizers.optimizer_fast_gradient_clipping import DPOptimizerFastGradientClipping
+        from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
+
+        model = GradSampleModuleFastGradientClipping(model, max_grad_norm=CLIP, use_ghost_clipping=True)
+        optimizer = DPOptimizerFastGradientClipping(sgd, **how)
+        loss = DPLossFastGradientClipping(model, optimizer, loss, loss_reduction="mean")
+    else:
+        model, optimizer = GradSampleModule(model), DPOptimizer(sgd, **how)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss(model(X), y).backward()
+        optimizer.step()
+
+    return Run(step, lambda: [layer.weight.detach().numpy().T for layer in linear])
+
+
+def opacus_ghost(network: Network, threads: int) -> Run:
+    """Ghost clipping: norms without gradients, then a second backward pass."""
+    return opacus_step(network, threads, ghost=True)
 
 
 # -- inference: the labels of a batch ---------------------------------------------------------------------------------

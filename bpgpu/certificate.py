@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import platform
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .backend import Backend, BackendUnavailable
+from .callbacks import Callback, Checkpoint
 from .cpu import CPUBackend, thread_count
-from .devices import get_backend
-from .files import load
+from .devices import backends, get_backend
+from .kernels.names import ACTIVATIONS
 from .mlp import MLP
-from .optim import SGD
+from .optim import SGD, Adam, RMSprop
+
+if TYPE_CHECKING:
+    from .fitting import Progress
 
 LAYERS = (19, 300, 33, 5)  # products longer than a chunk, and no size a multiple of a vector
 # Worst errors that rounding explains, of the largest number of an array or the lengths of both vectors; float32: a few layers
 # of sums of 300 terms, 2^-24 each; float64 differences: truncation h^4 and rounding 1e-16 / h of a five-point formula
-LIMITS = {"float32": 2e-6, "float64": 1e-14, "difference": 1e-9}
+LIMITS = {"float32": 2e-6, "float64": 1e-14, "difference": 1e-9, "steps": 1e-12}
 
 
 @dataclass(frozen=True)
@@ -47,14 +53,15 @@ def certify(cpu: Backend | None = None, gpu: Backend | None = None) -> list[Chec
     """Check the CPU backend and, where there is one, the GPU; takes a few seconds once the kernels are compiled."""
     cpu, counts = cpu or get_backend("cpu"), _counts()
     checks: list[tuple[str, str, Callable[[], tuple[float, float]]]] = [
-        ("true gradients", "against differences of the loss along random directions, float64", lambda: _differences(cpu)),
+        ("true gradients", "of every activation and loss against differences of the loss, float64", lambda: _differences(cpu)),
         ("plain NumPy", "gradients of all parameters against the reference backend, both dtypes", lambda: _reference(cpu)),
+        ("training step", "parameters after some steps of every rule, against the reference backend", lambda: _steps(cpu)),
         ("adjoint", "<J v, u> = <v, J^T u> of the network and its reverse", lambda: _adjoint(cpu)),
         ("single examples", "norms of per-example gradients against the gradients", lambda: _examples(cpu)),
         ("run to run", "parameters that differ after the same training twice", lambda: _twice(cpu)),
         ("batch position", "outputs that differ between a row alone and in a batch", lambda: _position(cpu)),
         ("threads", f"parameters that differ after training on {', '.join(map(str, counts))} threads", lambda: _threads(cpu)),
-        ("resume", "parameters that differ after saving, loading and going on", lambda: _resume(cpu)),
+        ("resume", "parameters that differ after an interruption and going on from a checkpoint", lambda: _resume(cpu)),
         ("CPU and GPU", "parameters that differ after training on either", lambda: _gpu(cpu, gpu)),
     ]
     return [_run(*check) for check in checks]
@@ -87,20 +94,29 @@ def report(checks: list[Check]) -> str:
 def as_dict(checks: list[Check]) -> dict[str, Any]:
     """The certificate with what it was made on, for a bug report; plain numbers and strings."""
     from . import __version__
+    from .gpu import description
     from .kernels.machine import target
 
     return {
         "bpgpu": __version__, "python": sys.version.split()[0], "numpy": np.__version__, "platform": platform.platform(),
-        "cpu": target()[0], "threads": thread_count(), "passed": all(c.passed is not False for c in checks),
+        "cpu": target()[0], "threads": thread_count(), "blas": blas(), "backends": (found := backends()),
+        "gpu": description() if found["cuda"] == "available" else None, "passed": all(c.passed is not False for c in checks),
         "checks": [asdict(c) | {"worst": c.worst if c.worst is not None and math.isfinite(c.worst) else None} for c in checks],
     }  # fmt: skip
+
+
+def blas() -> str:
+    """NumPy's, which the backend "numpy" uses: name and version."""
+    build: Any = np.show_config(mode="dicts")
+    found = build["Build Dependencies"]["blas"] if build else {}
+    return f"{found.get('name', 'unknown')} {found.get('version', '')}".strip()
 
 
 # -- what is checked -------------------------------------------------------------------------------------------------------
 
 
-def _network(backend: Backend, activation: str = "tanh", dtype: str = "float32", loss: str = "cross_entropy") -> MLP:
-    return MLP(LAYERS, activation=activation, loss=loss, backend=backend, dtype=dtype, seed=11)
+def _network(backend: Backend, activation: str = "tanh", dtype: str = "float32", **options: Any) -> MLP:
+    return MLP(LAYERS, activation=activation, backend=backend, dtype=dtype, seed=11, **options)
 
 
 def _data(n: int = 70) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -114,52 +130,80 @@ def _different(a: Any, b: Any) -> float:
     return float((a.view(f"u{a.itemsize}") != b.view(f"u{b.itemsize}")).sum())
 
 
+def _worst(errors: list[float]) -> float:
+    """The largest; NaN if one is."""
+    return float(np.max(errors))
+
+
 def _counts() -> list[int]:
     """Of threads."""
     return sorted({1, 2, 3, thread_count()})
 
 
 def _differences(cpu: Backend) -> tuple[float, float]:
-    worst, h, rng, (X, y) = 0.0, 1e-3, np.random.default_rng(1), _data()
-    for activation, loss in (("tanh", "cross_entropy"), ("gelu", "squared_error"), ("sigmoid", "binary_cross_entropy")):
-        net = _network(cpu, activation, "float64", loss)
-        gradient, theta = net.gradient(X, y)[1], net.theta.copy()
-        for _ in range(4):
+    """Each activation in the hidden layers and, with a loss that goes with it, in the output layer."""
+    errors, h, rng, (X, y) = [], 1e-4, np.random.default_rng(1), _data(12)
+    targets = 2 * rng.standard_normal((len(X), LAYERS[-1]))  # on both sides of huber's bend
+    losses = itertools.cycle(("squared_error", "absolute_error", "huber"))
+    cases: list[tuple[str, dict[str, str], Any]] = [
+        (f, {"loss": loss, "output_activation": f}, targets) for f, loss in zip(ACTIVATIONS, losses, strict=False)
+    ]
+    cases += [("tanh", {"loss": loss}, y) for loss in ("cross_entropy", "binary_cross_entropy")]
+    for activation, of_output, target in cases:
+        net = _network(cpu, activation, "float64", **of_output)
+        gradient, theta = net.gradient(X, target)[1], net.theta.copy()
+        for _ in range(2):
             v = rng.standard_normal(theta.shape)
             v /= np.linalg.norm(v)
             L = []
             for k in (-2, -1, 1, 2):
                 net.theta = theta + k * h * v
-                L.append(net.gradient(X, y)[0])
+                L.append(net.gradient(X, target)[0])
             net.theta = theta
             slope = (L[0] - 8 * L[1] + 8 * L[2] - L[3]) / (12 * h)
-            worst = max(worst, abs(float(gradient @ v) - slope) / float(np.linalg.norm(gradient)))
-    return worst, LIMITS["difference"]
+            errors.append(abs(float(gradient @ v) - slope) / float(np.linalg.norm(gradient)))
+    return _worst(errors), LIMITS["difference"]
 
 
 def _reference(cpu: Backend) -> tuple[float, float]:
     """The worst of both dtypes, in units of float32's limit."""
-    worst, (X, y) = 0.0, _data()
+    errors, (X, y) = [], _data()
     for activation in ("relu", "tanh"):
         for dtype in ("float32", "float64"):
             nets = [_network(b, activation, dtype) for b in (cpu, get_backend("numpy"))]
             mine, reference = (net.backward(net.forward(X), y) for net in nets)
             for a, b in zip((*mine.dW, *mine.db), (*reference.dW, *reference.db), strict=True):
                 error = float(abs(a - b).max() / abs(b).max())
-                worst = max(worst, error * LIMITS["float32"] / LIMITS[dtype])
-    return worst, LIMITS["float32"]
+                errors.append(error * LIMITS["float32"] / LIMITS[dtype])
+    return _worst(errors), LIMITS["float32"]
+
+
+def _steps(cpu: Backend) -> tuple[float, float]:
+    """The worst error of theta, of how far the steps have moved it."""
+    errors, (X, y) = [], _data()
+    for optimizer in (
+        SGD(0.1, weight_decay=0.01), SGD(0.1, momentum=0.9, l1=0.001), SGD(0.1, momentum=0.9, nesterov=True),
+        RMSprop(0.01, epsilon=1e-3), Adam(0.01, epsilon=1e-3),
+    ):  # fmt: skip
+        nets = [_network(b, dtype="float64", dropout=0.2) for b in (cpu, get_backend("numpy"))]
+        begun = nets[1].theta.copy()
+        for net in nets:
+            net.fit(X, y, epochs=2, batch_size=32, optimizer=optimizer)
+        mine, reference = (net.theta for net in nets)
+        errors.append(float(abs(mine - reference).max() / abs(reference - begun).max()))
+    return _worst(errors), LIMITS["steps"]
 
 
 def _adjoint(cpu: Backend) -> tuple[float, float]:
-    worst, rng, (X, _) = 0.0, np.random.default_rng(2), _data()
+    errors, rng, (X, _) = [], np.random.default_rng(2), _data()
     for activation in ("relu", "tanh"):
         net = _network(cpu, activation, "float64")
         rev = net.reverse(net.forward(X))
         v, u = rng.standard_normal(X.shape), rng.standard_normal((len(X), LAYERS[-1]))
         Jv, JTu = rev.tangent(v), rev(u).dX
         size = float(np.linalg.norm(Jv) * np.linalg.norm(u))
-        worst = max(worst, abs(float((Jv * u).sum() - (v * JTu).sum())) / size)
-    return worst, LIMITS["float64"]
+        errors.append(abs(float((Jv * u).sum() - (v * JTu).sum())) / size)
+    return _worst(errors), LIMITS["float64"]
 
 
 def _examples(cpu: Backend) -> tuple[float, float]:
@@ -191,15 +235,33 @@ def _threads(cpu: Backend) -> tuple[float, float]:
     return max(_different(results[0], other) for other in results[1:]), 0.0
 
 
+class _Interrupted(Exception):
+    pass
+
+
+class _Interruption(Callback):
+    """In the middle of the second epoch, once a checkpoint was written."""
+
+    saves = True  # so that it comes after the Checkpoint
+
+    def on_batch_end(self, progress: Progress) -> None:
+        if progress.epoch == 1:
+            raise _Interrupted
+
+
 def _resume(cpu: Backend) -> tuple[float, float]:
-    (X, y), nets = _data(), [_network(cpu) for _ in range(2)]
-    nets[0].fit(X, y, epochs=4, batch_size=32, optimizer=SGD(0.1))
-    nets[1].fit(X, y, epochs=2, batch_size=32, optimizer=SGD(0.1))
+    (X, y), nets = _data(), [_network(cpu, dropout=0.2) for _ in range(3)]
+
+    def fit(net: MLP, **options: Any) -> None:
+        net.fit(X, y, epochs=4, batch_size=32, optimizer=SGD(0.1, momentum=0.9), **options)
+
+    fit(nets[0])
     with tempfile.TemporaryDirectory() as folder:
-        nets[1].save(path := Path(folder) / "half.safetensors")
-        resumed = load(path, backend=cpu)
-    resumed.fit(X, y, epochs=2, batch_size=32, optimizer=SGD(0.1))
-    return _different(nets[0].theta, resumed.theta), 0.0
+        path = Path(folder) / "run.safetensors"
+        with suppress(_Interrupted):
+            fit(nets[1], callbacks=[Checkpoint(path, seconds=0), _Interruption()])
+        fit(nets[2], resume=path)
+    return _different(nets[0].theta, nets[2].theta), 0.0
 
 
 def _gpu(cpu: Backend, gpu: Backend | None) -> tuple[float, float]:

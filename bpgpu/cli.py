@@ -326,6 +326,7 @@ def _check(options: argparse.Namespace) -> int:
 def _info(options: argparse.Namespace) -> int:
     from importlib.metadata import PackageNotFoundError, version
 
+    from .certificate import blas
     from .cpu import thread_count
     from .devices import backends
     from .kernels.compiler import cache_folder
@@ -337,8 +338,6 @@ def _info(options: argparse.Namespace) -> int:
         except PackageNotFoundError:
             return "not installed"
 
-    build: Any = np.show_config(mode="dicts")
-    blas = build["Build Dependencies"]["blas"] if build else {}
     print(f"bpgpu {__version__}, Python {sys.version.split()[0]}, {sys.platform}")
     for name, state in backends().items():
         print(f"backend {name}: {state}")
@@ -352,7 +351,7 @@ def _info(options: argparse.Namespace) -> int:
     print(
         f"kernels: {f'kept in {cache_folder()}' if cache_folder() else 'compiled by every process: no folder can be written'}"
     )
-    print(f"BLAS of NumPy (used by the numpy backend alone): {blas.get('name', 'unknown')} {blas.get('version', '')}")
+    print(f"BLAS of NumPy (used by the numpy backend alone): {blas()}")
     packages = ("numpy", "numba", "llvmlite", "safetensors", "rich", "cupy-cuda12x", "cupy-cuda13x", "nvmath-python")
     print("packages: " + ", ".join(f"{name} {package(name)}" for name in packages))
     return 0

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .checks import count
+
 if TYPE_CHECKING:
     from .trace import Trace
 
@@ -48,7 +50,9 @@ class Delta:
         ]
         lines += [f"    k = {t.unit:<6}{t.weight:11.4g} * {t.delta:<11.4g}= {t.value:.4g}" for t in self.terms]
         if self.others:
-            lines.append(f"    and {self.others} others = {self.rest:.4g}; those above carry {self.share:.1%} of the magnitude")
+            lines.append(
+                f"    and {others(self.others)} = {self.rest:.4g}; those above carry {self.share:.1%} of the magnitude"
+            )
         return "\n".join(lines)
 
 
@@ -95,6 +99,10 @@ class Explanation:
     __repr__ = __str__
 
 
+def others(number: int) -> str:
+    return "1 other" if number == 1 else f"{number} others"
+
+
 _SLOPES: dict[str, tuple[str, Callable[[float, float], float]]] = {
     "squared_error": ("(a - y)", lambda a, y: a - y),
     "absolute_error": ("sign(a - y)", lambda a, y: float(np.sign(a - y))),
@@ -102,10 +110,10 @@ _SLOPES: dict[str, tuple[str, Callable[[float, float], float]]] = {
 }
 
 
+@np.errstate(all="ignore")  # numbers of a training that went astray are shown as they are
 def explain(trace: Trace, layer: int, i: int, o: int, *, example: int, terms: int) -> Explanation:
     """See Trace.explain."""
-    if not isinstance(terms, (int, np.integer)) or terms < 1:
-        raise ValueError(f"terms is {terms!r}; expected a positive integer")
+    count("terms", terms)
     example = check_index(len(trace.losses), example, "examples")
     layer = check_index(len(trace.weights), layer, "layers")
     i = check_index(trace.layers[layer], i, f"inputs of layer {layer}")
@@ -130,10 +138,10 @@ def hidden(trace: Trace, l: int, unit: int, example: int, terms: int) -> Delta:
     w, delta = trace.weights[l + 1][unit].astype(np.float64), trace.delta[l + 1][example].astype(np.float64)
     products = w * delta
     largest = np.argsort(-abs(products), kind="stable")[:terms]
-    others = np.delete(products, largest)
+    left = np.delete(products, largest)
     return Delta(
         l, unit, float(trace.delta[l][example, unit]), float(trace.gain[l][example, unit]),
-        tuple(Term(int(k), float(w[k]), float(delta[k])) for k in largest), float(others.sum()), len(others),
+        tuple(Term(int(k), float(w[k]), float(delta[k])) for k in largest), float(left.sum()), len(left),
         float(abs(products[largest]).sum() / (abs(products).sum() or 1.0)),
     )  # fmt: skip
 
@@ -150,6 +158,9 @@ def output(trace: Trace, unit: int, example: int) -> OutputDelta:
 
 
 def check_index(length: int, index: int, what: str) -> int:
+    """A place counted from 0, or from the end if it is negative.  IndexError: there is none."""
     if not isinstance(index, (int, np.integer)) or not -length <= index < length:
-        raise IndexError(f"there are {length} {what}, counted from 0; got {index!r}")
+        things, _, where = what.partition(" of ")
+        there = f"are {length} {what}" if length != 1 else f"is 1 {things[:-1]}" + (f" of {where}" if where else "")
+        raise IndexError(f"there {there}, counted from 0; got {index!r}")
     return range(length)[index]

@@ -25,7 +25,7 @@ from .inference import Inference
 from .initializers import Initializer
 from .kernels.names import ACTIVATIONS, DTYPES, LOSSES, SAVES_Z
 from .optim import Optimizer
-from .per_example import BLOCK, ExampleNorms, NoiseScale, check_limit, clip
+from .per_example import BLOCK, ExampleNorms, NoiseScale, check_limit, clip, limit_array
 from .random import check_seed
 from .reverse import Reverse
 from .shapes import check_pair
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _OUTPUTS = {"cross_entropy": "softmax", "binary_cross_entropy": "sigmoid"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Passes:
     """What the forward pass keeps: a[0] is X, a[L] the network's output, each (n, units)."""
 
@@ -57,7 +57,7 @@ class Passes:
         return self.net.backend.dense_forward(self.a[l], self.net.weights[l], self.net.biases[l])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Backward:
     """What the backward pass gives: the loss, delta[l] = dL/dz(l) (n, units), and the gradient, laid out as theta."""
 
@@ -197,17 +197,18 @@ class MLP:
         """The backward pass: from the loss against y through the network run in reverse.
 
         y: labels (n,), or targets (n, outputs); sample_weight (n,) or None.  clip_per_example: dC^n/dtheta of every
-        example, by itself, is made no longer than this (delta then is the clipped one; the loss is what it was).
+        example, by itself, is made no longer than this (delta then is the clipped one; the loss is what it was).  In float32
+        an example whose gradient is longer than 2^64, so that its square is no finite number, is left out.
         """
-        limit = check_limit(clip_per_example)
-        b, n = self.backend, len(passes.a[0])
+        b, n, reverse = self.backend, len(passes.a[0]), self.reverse(passes)
+        limit = limit_array(clip_per_example, self.dtype)
         scale = b.asarray(self.scale(n, sample_weight))
         delta, losses = b.output_delta(
             passes.saved[-1], b.asarray(self.targets(y, n)), self.loss, self.output_activation, scale=scale
         )
-        deltas = self.reverse(passes).deltas(delta)
+        deltas = reverse.deltas(delta)
         if limit is not None:
-            clip(b, passes.a[:-1], deltas, b.asarray(np.full(1, limit, self.dtype)), scale)
+            clip(b, passes.a[:-1], deltas, b.asarray(limit), scale)
         gradient = b.empty(self.theta.shape, self.dtype)
         dW, db = self.views(gradient)
         for l, delta in enumerate(deltas):
@@ -215,7 +216,14 @@ class MLP:
         return Backward(self._sum(losses), losses, deltas, gradient, dW, db)
 
     def reverse(self, passes: Passes) -> Reverse:
-        """The network in reverse, its gains f'(z) fixed by a forward pass: rev(dC/dy) gives every delta and dC/dx."""
+        """The network in reverse, its gains f'(z) fixed by a forward pass: rev(dC/dy) gives every delta and dC/dx.
+
+        TypeError, ValueError: passes is no forward pass of this network.
+        """
+        if not isinstance(passes, Passes):
+            raise TypeError(f"passes is a {type(passes).__name__}; expected a forward pass: passes = net.forward(X)")
+        if passes.net is not self:
+            raise ValueError("passes is a forward pass of another network; expected one of this: passes = net.forward(X)")
         return Reverse(passes)
 
     def gradient(
@@ -469,8 +477,8 @@ class MLP:
         save(self, path)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For pickle and copy: without what optimizers keep for it and what is recorded."""
-        b, left_out = self.backend, ("weights", "biases", "_trainers", "_inference")
+        """For pickle and copy: without what optimizers keep for it, what is recorded and what was said."""
+        b, left_out = self.backend, ("weights", "biases", "told", "_trainers", "_inference")
         state = {name: value for name, value in vars(self).items() if name not in left_out}
         return state | {"backend": (b.at("exact", self.dtype).name, b.precision), "_theta": np.array(b.to_numpy(self._theta))}
 
@@ -491,6 +499,7 @@ class MLP:
         self.weights, self.biases = (Views(arrays, self.backend.write) for arrays in (weights, biases))
         self._trainers: WeakKeyDictionary[Optimizer, Trainer] = WeakKeyDictionary()
         self._inference = Inference()
+        self.told: set[str] = set()  # kinds of trouble that were said on standard error (bpgpu/health.py)
 
     def __repr__(self) -> str:
         kinds = dict.fromkeys(self.activations)

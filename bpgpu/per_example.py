@@ -62,6 +62,17 @@ def check_limit(clip_per_example: float | None) -> float | None:
     return float(clip_per_example)
 
 
+def limit_array(clip_per_example: float | None, dtype: np.dtype[Any]) -> HostArray | None:
+    """The limit (1,) as the operations take it, if there is one.  ValueError: it is none in this dtype."""
+    limit, bounds = check_limit(clip_per_example), np.finfo(dtype)
+    if limit is None:
+        return None
+    least, most = float(bounds.tiny), float(bounds.max)
+    if not least <= limit <= most:
+        raise ValueError(f"clip_per_example is {limit:g}; in {dtype} expected {least:.2g} to {most:.2g}")
+    return np.full(1, limit, dtype)
+
+
 def both_passes(net: MLP, X: Array, y: Array) -> tuple[list[Array], list[Array]]:
     """a and delta = dC^n/dz of every layer, for examples as the network's checks leave them."""
     b, passes = net.backend, net._passes(X)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import checks
+
 if TYPE_CHECKING:
     from .fitting import History
     from .mlp import MLP
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
 def losses(history: History, ax: Any = None) -> Any:
     """Training and validation loss over the epochs, the best epoch marked."""
-    ax = _axes(ax)
+    history, ax = _checked(history), _axes(ax)
     epochs = np.arange(1, len(history.loss) + 1)
     ax.plot(epochs, history.loss, label="training")
     if history.validation_loss:
@@ -48,9 +50,10 @@ def update_ratios(history: History, ax: Any = None) -> Any:
 def filters(net: MLP, ax: Any = None, *, shape: tuple[int, int] | None = None, count: int = 64) -> Any:
     """The weights into each of the first `count` units of the first layer as images of `shape`, side by side.
 
-    shape: rows and columns of an input, a square unless it is given.  ValueError: the inputs are no such image.
+    shape: rows and columns of an input, a square unless it is given.  ValueError: the inputs are no such image, or count is
+    no positive integer.
     """
-    inputs = net.layers[0]
+    inputs, count = net.layers[0], checks.count("count", count)
     rows, columns = shape or (math.isqrt(inputs), math.isqrt(inputs))
     if rows * columns != inputs:
         raise ValueError(f"{inputs} inputs are no image of {rows} x {columns}; pass shape=(rows, columns)")
@@ -67,6 +70,13 @@ def filters(net: MLP, ax: Any = None, *, shape: tuple[int, int] | None = None, c
     return ax
 
 
+def _checked(history: History) -> History:
+    """TypeError: it is no history."""
+    if not hasattr(history, "health"):
+        raise TypeError(f"history is a {type(history).__name__}; expected what fit gives: history = net.fit(X, y)")
+    return history
+
+
 def _axes(ax: Any) -> Any:
     if ax is not None:
         return ax
@@ -79,8 +89,8 @@ def _axes(ax: Any) -> Any:
 
 def _by_layer(history: History, name: str, ax: Any, label: str, **style: Any) -> Any:
     """A line a layer of what history.health says."""
-    if not history.health:
-        raise ValueError("the history has no entry of health: fit has not ended its first epoch")
+    if not _checked(history).health:
+        raise ValueError("the history has no entry of health: fit looks at a network now and then, this training was too short")
     ax, epochs = _axes(ax), [health.epoch + 1 for health in history.health]
     for l, values in enumerate(zip(*(getattr(health, name) for health in history.health), strict=True)):
         ax.plot(epochs, values, label=label.format(l), marker=".", **style)
@@ -90,7 +100,8 @@ def _by_layer(history: History, name: str, ax: Any, label: str, **style: Any) ->
 def _finished(ax: Any, x: str, y: str, *, log: bool = False) -> Any:
     ax.set_xlabel(x)
     ax.set_ylabel(y)
-    if log:
+    if log and any((np.asarray(line.get_ydata(), float) > 0).any() for line in ax.get_lines()):
         ax.set_yscale("log")
-    ax.legend(fontsize="small")
+    if ax.get_lines():
+        ax.legend(fontsize="small")
     return ax

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .checks import check_memory
-from .explain import Explanation, check_index, explain
+from .checks import check_matrix, check_memory, count, nearest
+from .explain import Explanation, check_index, explain, others
 from .files import write_whole
 from .page import page
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 HostArray = np.ndarray[Any, Any]
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Trace:
     """Both passes of n examples.  Layer l = 0 .. L-1 takes a[l] to a[l+1]; it stays as it is when the network goes on learning.
 
@@ -55,9 +55,11 @@ class Trace:
         """
         return explain(self, layer, i, o, example=example, terms=terms)
 
+    @np.errstate(all="ignore")  # numbers of a training that went astray are shown as they are
     def table(self, example: int = 0, units: int = 8) -> str:
         """A table of one example, in each layer the `units` units of largest |delta|.  IndexError: no such example."""
         example = check_index(len(self.losses), example, "examples")
+        units = count("units", units)
         many = f" {example} of {len(self.losses)}" if len(self.losses) > 1 else ""
         kinds = "-".join(map(str, self.layers))
         lines = [f"example{many} through {kinds}, {self.loss_name}: loss {self.losses[example]:.6g}"]
@@ -72,7 +74,7 @@ class Trace:
                 lines.append(f"{k:8}{z[example, k]:12.4g}{self.a[l + 1][example, k]:12.4g}{gain}{d[k]:12.4g}")
             if len(shown) < len(d):
                 share = abs(d[shown]).sum() / (abs(d).sum() or 1)
-                lines.append(f"     and {len(d) - len(shown)} others; those shown carry {share:.1%} of the sum of |delta|")
+                lines.append(f"     and {others(len(d) - len(shown))}; those shown carry {share:.1%} of the sum of |delta|")
             lines.append(
                 f"    |dL/dW| = {np.linalg.norm(self.dW[l]):.4g}, its largest dL/dw[{i}, {o}] = {self.dW[l][i, o]:.4g}"
             )
@@ -95,21 +97,30 @@ class Trace:
         ]  # fmt: skip
         return {"loss": self.loss, "losses": self.losses, "x": self.a[0], "y": self.y, "layers": layers}
 
-    def to_frame(self) -> Any:
-        """A pandas DataFrame, a row for each example, layer and unit, with columns z, a, gain and delta.
+    def to_frame(self, of: str = "units") -> Any:
+        """A pandas DataFrame: of "units" a row for each example, layer and unit, with columns z, a, gain and delta; of
+        "weights" a row for each layer, input i and unit o, with columns w and dw (dC/dw, summed over the examples as dW is).
 
-        ImportError: pandas is not installed (the extra `pandas`).
+        The loss is in neither: see losses.  ImportError: pandas is not installed (the extra `pandas`).  MemoryError: the
+        network has more weights than fit.
         """
         try:
             import pandas as pd
         except ImportError as error:
             raise ImportError("to_frame needs pandas: python -m pip install 'bpgpu[pandas]', or use to_dict()") from error
+        if nearest(of, ("units", "weights"), "of") == "weights":
+            check_memory(40 * sum(dW.size for dW in self.dW), "a row for each weight", "use to_dict() or trace.dW")
         frames = []
         for l, z in enumerate(self.z):
-            example, unit = divmod(np.arange(z.size), z.shape[1])
-            gain = self.gain[l] if l < len(self.gain) else np.full(z.shape, np.nan, z.dtype)
-            values = {"z": z, "a": self.a[l + 1], "gain": gain, "delta": self.delta[l]}
-            where = {"example": example, "layer": np.full(z.size, l), "unit": unit}
+            if of == "weights":
+                row, column = divmod(np.arange(self.dW[l].size), self.dW[l].shape[1])
+                where = {"layer": np.full(row.size, l), "input": row, "unit": column}
+                values = {"w": self.weights[l], "dw": self.dW[l]}
+            else:
+                row, column = divmod(np.arange(z.size), z.shape[1])
+                where = {"example": row, "layer": np.full(row.size, l), "unit": column}
+                gain = self.gain[l] if l < len(self.gain) else np.full(z.shape, np.nan, z.dtype)
+                values = {"z": z, "a": self.a[l + 1], "gain": gain, "delta": self.delta[l]}
             frames.append(pd.DataFrame(where | {name: array.ravel() for name, array in values.items()}))
         return pd.concat(frames, ignore_index=True)
 
@@ -128,7 +139,8 @@ def trace(net: MLP, x: Any, y: Any) -> Trace:
     x, y = net.on_host(x, "x"), net.on_host(y, "y")
     if np.ndim(x) == 1:
         x, y = np.asarray(x)[None], np.asarray(y)[None]
-    n = len(x)
+    check_matrix(np.shape(x), net.layers[0], "x")
+    n = np.shape(x)[0]
     check_memory(
         (4 * n * sum(net.layers) + 2 * net.theta.size) * net.dtype.itemsize,
         f"the trace of {n:,} examples", "trace fewer of them, or use forward and backward",

@@ -16,7 +16,7 @@ from .backend import Array, Program
 from .kernels.names import CHUNK, HYPER, RULES, SAVES_Z
 from .mlp import MLP
 from .optim import Optimizer
-from .per_example import clip
+from .per_example import clip, limit_array
 
 
 class Step:
@@ -43,7 +43,8 @@ class Step:
         self.kept = [b.empty(a.shape, net.dtype) if rate else a for a, rate in drops]  # what dropout leaves of a
         hidden = zip(units[1:-1], net.activations, strict=True)
         self.z = [b.empty((rows, o), net.dtype) if f in SAVES_Z else None for o, f in hidden]
-        self.limit = None if limit is None else b.asarray(np.full(1, limit, net.dtype))
+        longest = limit_array(limit, net.dtype)
+        self.limit = None if longest is None else b.asarray(longest)
         self.delta = [b.empty((rows, o), net.dtype) for o in units[1:]]
 
     @staticmethod

@@ -21,15 +21,30 @@ def said(*job: str) -> dict:
 
 
 @pytest.mark.parametrize(
-    "job", [("step", "bpgpu"), ("optimizer", "bpgpu adam"), ("inference", "bpgpu"), ("inference", "floor")]
-)
+    "job",
+    [
+        ("step", "bpgpu"), ("optimizer", "bpgpu adam"), ("inference", "bpgpu"), ("inference", "floor"),
+        ("inside", "bpgpu clipped"), ("inside", "bpgpu many clipped"), ("inside", "bpgpu norms"), ("inside", "bpgpu health"),
+    ],
+)  # fmt: skip
 def test_timed(job: tuple[str, str]) -> None:
     result = said(*job, "small", "--seconds", "0", "--least", "1")
     assert result["ms"] > 0 and result["flops"] > 0
     if job[0] == "inference" and job[1] == "bpgpu":
         assert sum(result["first"]) == pytest.approx(1)
+    elif job[1] in ("bpgpu norms", "bpgpu health"):
+        assert result["first"] is None and (job[1] == "bpgpu norms") == (result["steps_a_call"] == 1)
     elif job[1] != "floor":
         assert len(result["first"]) == 3 and all(0 < moved < 1 for moved in result["first"])
+
+
+def test_clipped_steps_agree_and_are_shorter() -> None:
+    plain, clipped, replayed = (
+        said("inside", name, "small", "--seconds", "0", "--least", "1")["first"]
+        for name in ("bpgpu", "bpgpu clipped", "bpgpu many clipped")
+    )
+    assert clipped == pytest.approx(replayed, rel=1e-6)
+    assert all(c < 0.9 * p for c, p in zip(clipped, plain, strict=True))
 
 
 def test_memory() -> None:

@@ -21,6 +21,7 @@ import bpgpu
 from bpgpu import MLP, SGD, Adagrad, Adam, AdamW, AdaptiveRate, Callback, Checkpoint, EarlyStopping, RMSprop, schedules
 from bpgpu.cli import main
 
+pytestmark = pytest.mark.usefixtures("every_epoch_looked_at")
 Fit = Callable[..., bpgpu.History]
 
 

@@ -21,7 +21,10 @@ from bpgpu.cuda import CUDABackend
 from tests.emulator import available
 from tests.emulator.gpu import GPU, GPUArray
 
-pytestmark = pytest.mark.skipif(available() is not None, reason=f"no emulator here: {available()}")
+pytestmark = [
+    pytest.mark.skipif(available() is not None, reason=f"no emulator here: {available()}"),
+    pytest.mark.usefixtures("every_epoch_looked_at"),
+]
 CPU = CPUBackend(threads=1)
 
 

@@ -209,6 +209,31 @@ def test_limits_that_are_none(bad: Any) -> None:
     assert same(net.theta, before)
 
 
+@pytest.mark.parametrize(("dtype_", "bad"), [("float32", 1e300), ("float32", 1e-300), ("float64", 1e-310), ("float32", 3.5e38)])
+def test_limits_that_the_dtype_cannot_hold(dtype_: str, bad: float) -> None:
+    net, (X, y) = network(dtype=dtype_), batch()
+    before = net.theta.copy()
+    for call in (
+        lambda: net.gradient(X, y, clip_per_example=bad),
+        lambda: net.train_step(X, y, SGD(0.1), clip_per_example=bad),
+        lambda: net.fit(X, y, epochs=1, clip_per_example=bad),
+    ):
+        with pytest.raises(ValueError, match=rf"clip_per_example is {bad:g}; in {dtype_} expected .* to ".replace("+", r"\+")):
+            call()
+    assert same(net.theta, before) and net.epochs_trained == 0
+    assert np.isfinite(net.gradient(X, y, clip_per_example=1e37)[1]).all()
+
+
+def test_a_gradient_whose_square_is_infinite_is_left_out() -> None:
+    """In float32; in float64 it is made as long as it may be."""
+    X, y = np.array([[1.0, 2.0], [1e25, 0.0]]), np.array([0.0, 0.0])
+    for dtype, kept in (("float32", 0), ("float64", 1)):
+        net = MLP([2, 1], loss="squared_error", dtype=dtype, reduction="sum")
+        net.weights[0] = np.ones((2, 1))
+        both, first = (np.linalg.norm(net.gradient(X[:n], y[:n], clip_per_example=1.0)[1]) for n in (2, 1))
+        assert first == pytest.approx(1) and (both > 1.2) == bool(kept)
+
+
 # -- the noise of the gradient ----------------------------------------------------------------------------------------------
 
 

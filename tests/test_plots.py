@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import bpgpu
-from bpgpu import History, plots
+from bpgpu import History, health, plots
 
 matplotlib = pytest.importorskip("matplotlib", reason="matplotlib is not installed (the extra plots)")
 matplotlib.use("Agg")
@@ -31,7 +31,9 @@ def trained() -> tuple[bpgpu.MLP, History]:
     rng = np.random.default_rng(0)
     X, y = rng.standard_normal((9000, 12)), rng.integers(0, 3, 9000)
     net = bpgpu.MLP([12, 20, 9, 3], activation=["relu", "tanh"])
-    return net, net.fit(X, y, epochs=3, validation_data=(X[:50], y[:50]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(health, "SHARE", 1e-9)
+        return net, net.fit(X, y, epochs=3, validation_data=(X[:50], y[:50]))
 
 
 def lines(ax: Any) -> dict[str, list[float]]:
@@ -45,8 +47,8 @@ def test_losses(trained: tuple[bpgpu.MLP, History]) -> None:
 
 
 def test_what_health_says(trained: tuple[bpgpu.MLP, History]) -> None:
-    health = trained[1].health
-    assert len(health) == 3
+    seen = trained[1].health
+    assert len(seen) == 3
     for picture, labels in (
         (plots.gradient_flow, {"|δ| layer {}": "delta", "|dW| layer {}": "gradient"}),
         (plots.saturation, {"saturated, layer {}": "saturated", "dead, layer {}": "dead"}),
@@ -54,9 +56,9 @@ def test_what_health_says(trained: tuple[bpgpu.MLP, History]) -> None:
     ):
         ax = picture(trained[1])
         expected = {
-            label.format(l): [getattr(h, name)[l] for h in health]
+            label.format(l): [getattr(h, name)[l] for h in seen]
             for label, name in labels.items()
-            for l in range(len(getattr(health[0], name)))
+            for l in range(len(getattr(seen[0], name)))
         }
         assert lines(ax) == expected and list(ax.get_lines()[0].get_xdata()) == [1, 2, 3]
         colours = [line.get_color() for line in ax.get_lines()]
@@ -83,8 +85,32 @@ def test_axes_are_taken_and_returned(picture: Callable[..., Any], trained: tuple
 
 def test_a_history_without_epochs_is_refused() -> None:
     for picture in ALL[1:]:
-        with pytest.raises(ValueError, match="fit has not ended its first epoch"):
+        with pytest.raises(ValueError, match=r"the history has no entry of health: .* this training was too short"):
             picture(History())
+    for picture in ALL:
+        with pytest.raises(TypeError, match=r"history is a MLP; expected what fit gives"):
+            picture(bpgpu.MLP([2, 2]))
+
+
+def test_networks_of_which_there_is_little_to_draw() -> None:
+    """Without hidden layers nothing saturates; in a dead network every gradient is 0, which has no logarithm."""
+    X, y = np.ones((20, 2)), np.ones(20)
+    linear, dead = bpgpu.MLP([2, 2]), bpgpu.MLP([2, 3, 1], loss="squared_error")
+    dead.weights[0], dead.biases[0] = np.zeros((2, 3)), np.full(3, -1.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(health, "SHARE", 1e-9)
+        histories = [net.fit(X, y, epochs=2, optimizer=bpgpu.SGD(0)) for net in (linear, dead)]
+    for history in histories:
+        for picture in ALL:
+            picture(history).figure.canvas.draw()
+    assert not plots.saturation(histories[0]).get_lines()
+    assert max(lines(plots.update_ratios(histories[1]))["layer 0"]) == 0
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.5, True])
+def test_a_count_of_filters_that_is_none(count: object) -> None:
+    with pytest.raises(ValueError, match=f"count is {count}; expected a positive integer"):
+        plots.filters(bpgpu.MLP([9, 5, 2]), count=count)  # type: ignore[arg-type]
 
 
 def test_without_matplotlib_the_extra_is_named() -> None:

@@ -128,3 +128,15 @@ def test_bad_seeds_are_refused() -> None:
         rev(np.ones((4, 2)))
     with pytest.raises(ValueError, match=r"dX\[0, 1\] is nan"):
         rev.tangent(np.array([[0, np.nan, 0]] * 5))
+
+
+def test_a_forward_pass_of_another_network_is_refused() -> None:
+    net, other, X, y = network([3, 4, 2]), network([3, 4, 2]), np.ones((5, 3)), np.zeros(5, int)
+    passes = other.forward(X)
+    for call in (lambda: net.reverse(passes), lambda: net.backward(passes, y)):
+        with pytest.raises(ValueError, match="passes is a forward pass of another network"):
+            call()
+    for wrong in (X, None):
+        with pytest.raises(TypeError, match=r"passes is a (ndarray|NoneType); expected a forward pass: passes = net\.forward"):
+            net.reverse(wrong)  # type: ignore[arg-type]
+    assert passes != other.forward(X) and other.backward(passes, y) != other.backward(passes, y)  # two are two, and no error

@@ -19,6 +19,7 @@ from bpgpu.cpu import CPUBackend
 from bpgpu.streams import Spool, gathered
 
 scipy_sparse = pytest.importorskip("scipy.sparse")
+pytestmark = pytest.mark.usefixtures("every_epoch_looked_at")
 N, INPUTS = 500, 20
 
 

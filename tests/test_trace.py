@@ -137,6 +137,31 @@ def test_places_that_are_none(bad: tuple[int, int, int]) -> None:
         trace.explain(0, 0, 0, terms=0)
 
 
+def test_one_is_no_plural() -> None:
+    net = MLP([2, 3, 1], loss="squared_error", seed=1)
+    trace = net.trace([1.0, 2.0], 3.0)
+    for bad, message in (
+        ({"example": 1}, "there is 1 example, counted from 0; got 1"),
+        ({"layer": 1, "o": 1}, "there is 1 unit of layer 1, counted from 0; got 1"),
+        ({"layer": 2}, "there are 2 layers, counted from 0; got 2"),
+    ):
+        with pytest.raises(IndexError) as error:
+            trace.explain(**{"layer": 0, "i": 0, "o": 0} | bad)
+        assert str(error.value) == message
+    assert "and 1 other; those shown" in trace.table(units=2) and "and 2 others; those shown" in trace.table(units=1)
+    net = MLP([2, 3, 4, 2])
+    text = str(net.trace([1.0, 2.0], 1).explain(0, 0, 0, terms=3))
+    assert "    and 1 other = " in text and "1 others" not in text
+
+
+def test_numbers_that_are_not_finite_are_shown_without_a_warning() -> None:
+    net, X, y = example("cross_entropy")
+    net.weights[1][0, :2] = np.inf, -np.inf
+    with np.errstate(all="ignore"):
+        trace = net.trace(X, y)
+    assert "nan" in str(trace.explain(0, 1, 2)) + str(trace)
+
+
 # -- table, dict and frame ------------------------------------------------------------------------------------------------
 
 
@@ -180,6 +205,41 @@ def test_dict_and_frame() -> None:
         trace.z[1][2, 6], trace.a[2][2, 6], trace.gain[1][2, 6], trace.delta[1][2, 6]
     )  # fmt: skip
     assert frame[frame.layer == 2].gain.isna().all()
+
+
+def test_a_frame_of_weights() -> None:
+    pytest.importorskip("pandas")
+    net, X, y = example("cross_entropy")
+    trace = net.trace(X, y)
+    frame = trace.to_frame("weights")
+    assert list(frame.columns) == ["layer", "input", "unit", "w", "dw"] and len(frame) == 6 * 9 + 9 * 8 + 8 * 4
+    row = frame[(frame.layer == 1) & (frame.input == 7) & (frame.unit == 5)].iloc[0]
+    assert (row.w, row.dw) == (net.weights[1][7, 5], trace.dW[1][7, 5])
+    with pytest.raises(ValueError, match="unknown of 'weight'; did you mean 'weights'"):
+        trace.to_frame("weight")
+
+
+def test_what_is_no_example_or_no_place_of_one() -> None:
+    net, X, y = example("cross_entropy")
+    trace = net.trace(X, y)
+    with pytest.raises(IndexError, match="there are 3 examples, counted from 0; got 3"):
+        trace.table(3)
+    for units in (-1, 0, 2.5):
+        with pytest.raises(ValueError, match=f"units is {units}; expected a positive integer"):
+            trace.table(units=units)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"x has shape \(\); expected 2-D"):
+        net.trace(3.0, 1)
+    with pytest.raises(ValueError, match=r"x has 5 columns .* expected 6"):
+        net.trace(X[:, :5], y)
+    assert trace != net.trace(X, y)  # two are two, and no error
+
+
+def test_a_sparse_batch() -> None:
+    scipy_sparse = pytest.importorskip("scipy.sparse")
+    net, X, y = example("cross_entropy")
+    X[X < 0.5] = 0
+    for x in (scipy_sparse.csr_array(X), scipy_sparse.csc_matrix(X)):
+        assert repr(net.trace(x, y)) == repr(net.trace(X, y))
 
 
 def test_without_pandas_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
