@@ -138,7 +138,7 @@ def as_labels(y: Any, *, n: int, classes: int, name: str = "y") -> np.ndarray:
     TypeError: see `as_numbers`. ValueError: the shape, the length, the first value not in 0..classes-1.
     """
     array = _column(as_numbers(y, name), n, name)
-    if array.dtype.kind in "iu" and n and 0 <= array.min() and array.max() < classes:
+    if array.dtype.kind in "iu" and n and array.min() >= 0 and array.max() < classes:
         return _plain(array, np.int64)
     with np.errstate(all="ignore"):
         good = (array >= 0) & (array < classes)  # False for nan

@@ -26,7 +26,7 @@ f4, f8 = np.float32, np.float64
 MNIST = Path(__file__).resolve().parents[2] / "shared" / "data" / "mnist"
 IDX_TYPES = {"u1": 0x08, "i1": 0x09, "i2": 0x0B, "i4": 0x0C, "f4": 0x0D, "f8": 0x0E}
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
-one_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+one_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def idx(array: Any) -> bytes:

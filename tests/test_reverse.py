@@ -23,7 +23,7 @@ def network(layers: list[int], f: Any = "tanh", output: str = "softmax", **optio
     return MLP(layers, activation=f, loss=loss, output_activation=output, **{"dtype": "float64", "seed": 1} | options)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     layers=st.lists(st.integers(1, 9), min_size=2, max_size=5).filter(lambda sizes: sizes[-1] > 1),
     n=st.integers(1, 6),
