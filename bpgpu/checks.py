@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
-    "amount", "as_labels", "as_matrix", "as_numbers", "as_targets", "as_weights", "check_memory", "nearest", "on_gpu",
-    "readable_bytes",
+    "amount", "as_labels", "as_matrix", "as_numbers", "as_targets", "as_weights", "check_memory", "count", "nearest",
+    "on_gpu", "readable_bytes",
 ]  # fmt: skip
 
 MOST_BYTES = 4 << 30  # that an array for looking at may take
@@ -54,6 +54,13 @@ def amount(name: str, value: Any) -> float:
     if not isinstance(value, (int, float, np.number)) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
         raise ValueError(f"{name} is {value!r}; expected a finite number, 0 or more")
     return float(value)
+
+
+def count(name: str, value: Any) -> int:
+    """Return `value`, a positive integer. ValueError: it is something else."""
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} is {value!r}; expected a positive integer")
+    return int(value)
 
 
 def on_gpu(value: object) -> bool:
