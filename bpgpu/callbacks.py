@@ -13,7 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from .checks import amount, nearest
+from .checks import amount, count, nearest
+from .files import check_writable, remove_leftovers, write_whole
 
 if TYPE_CHECKING:
     from .fitting import Progress
@@ -43,7 +44,7 @@ class Callback:
         """At the end, also when Ctrl-C or an error is the end."""
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it: arrays, and what JSON can say."""
+        """What a checkpoint keeps of it: arrays, and what JSON can say (NumPy's numbers come back as Python's)."""
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -198,9 +199,11 @@ class AdaptiveRate(Callback):
 
 
 class Checkpoint(Callback):
-    """Write everything that fit(resume=path) needs, every so many seconds, or epochs, and at the end.
+    """Write everything that fit(resume=path) needs, every so many seconds, or epochs, and at the end, whatever the end is: the
+    last epoch, a callback's True, Ctrl-C, an error (but not a divergence: then the file is what it was).
 
-    The file is replaced as a whole or not at all, and is a model file, too: bpgpu.load gives the network.
+    The file is replaced as a whole or not at all, and is a model file, too: bpgpu.load gives the network.  A run that a
+    callback has ended is at its end, also when it is resumed.
     OSError: it cannot be written; that ends the training, of which the network keeps all that was learned.
     """
 
@@ -209,48 +212,53 @@ class Checkpoint(Callback):
     def __init__(self, path: str | os.PathLike[str], *, seconds: float | None = 60.0, epochs: int | None = None) -> None:
         self.path = Path(path)
         self.seconds = math.inf if seconds is None else amount("seconds", seconds)
-        if epochs is not None and (not isinstance(epochs, int) or epochs < 1):
-            raise ValueError(f"epochs is {epochs!r}; expected a positive integer, or None")
-        self.epochs, self._last = epochs, 0.0
+        self.epochs = None if epochs is None else count("epochs", epochs)
+        self._last, self._written = 0.0, None  # type: float, int | None  # when, and of which place of the run
 
     def on_fit_begin(self, progress: Progress) -> None:
-        if not self.path.parent.is_dir():
-            raise FileNotFoundError(f"the checkpoint {self.path}: there is no directory {self.path.parent}; create it first")
-        for left in self.path.parent.glob(f".{self.path.name}.*"):  # of a process that was killed while it wrote
-            left.unlink(missing_ok=True)
-        self._last = time.monotonic()
+        check_writable(self.path, "the checkpoint")
+        remove_leftovers(self.path)
+        self._last, self._written = time.monotonic(), _seen(progress)
 
     def on_batch_end(self, progress: Progress) -> None:
         if time.monotonic() - self._last >= self.seconds:
             self.write(progress)
 
     def on_epoch_end(self, progress: Progress) -> None:
-        ended = progress.epoch + 1
-        if ended == progress.epochs or (self.epochs and ended % self.epochs == 0):
+        if self.epochs and (progress.epoch + 1) % self.epochs == 0:
             self.write(progress)
         else:
             self.on_batch_end(progress)
 
+    def on_fit_end(self, progress: Progress) -> None:
+        try:
+            if self._written not in (None, _seen(progress)):
+                self.write(progress)
+        finally:
+            self._written = None
+
     def write(self, progress: Progress) -> None:
+        self._written = _seen(progress)
         try:
             progress.save(self.path)
         except OSError as error:
-            why = error.strerror or error
-            raise OSError(
-                f"the checkpoint {self.path} cannot be written ({why}); the network keeps what was learned so far"
-            ) from error
+            raise OSError(f"the checkpoint {error}; the network keeps what was learned so far") from error
         self._last = time.monotonic()
 
 
 class Log(Callback):
-    """A table of the history in a file, a line an epoch: CSV, or JSON lines if its name ends in .jsonl."""
+    """A table of the history in a file, a line an epoch: CSV, or JSON lines if its name ends in .jsonl.
+
+    OSError: it cannot be written.
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
 
-    def on_epoch_end(self, progress: Progress) -> None:
-        from .files import write_whole
+    def on_fit_begin(self, progress: Progress) -> None:
+        check_writable(self.path, "the log")
 
+    def on_epoch_end(self, progress: Progress) -> None:
         history = progress.history
         names = [name for name in (*METRICS, "seconds") if getattr(history, name)]
         rows = [{"epoch": e + 1} | {n: getattr(history, n)[e] for n in names} for e in range(len(history.loss))]

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from . import __version__
 from .backend import BackendUnavailable
 from .callbacks import Callback, Checkpoint, ProgressBar
 from .data import Data, load_data, mnist10k
-from .files import load, write_whole
+from .files import check_writable, load, write_whole
 from .fitting import Diverged
 from .kernels.names import ACTIVATIONS, LOSSES
 from .labels import CLASSIFIES
@@ -152,9 +153,9 @@ def _train(options: argparse.Namespace) -> int:
         raise ValueError(f"--validation is {options.validation}; expected a share between 0 and 1, for example 0.1")
     if options.resume and not options.checkpoint:
         raise ValueError("--resume needs --checkpoint FILE, the file to resume from")
-    _check_writable("--output", options.output)
+    check_writable(options.output, "--output")
     if options.checkpoint:
-        _check_writable("--checkpoint", options.checkpoint)
+        check_writable(options.checkpoint, "--checkpoint")
     data = load_data(options.data, target=options.target) if options.data else mnist10k()
     if data.y is None:
         raise ValueError(f"{data.name} has no labels to train on")
@@ -169,7 +170,7 @@ def _train(options: argparse.Namespace) -> int:
         callbacks.append(Checkpoint(options.checkpoint, seconds=options.checkpoint_seconds))
     if options.resume:
         print(f"resuming from {resume}" if resume else f"there is no {options.checkpoint} yet: training from the beginning")
-    begun, status, saved = time.perf_counter(), 0, True
+    begun, status = time.perf_counter(), 0
     try:
         history = net.fit(
             X, y, epochs=options.epochs, batch_size=options.batch_size, optimizer=optimizer,
@@ -177,17 +178,41 @@ def _train(options: argparse.Namespace) -> int:
         )  # fmt: skip
         print(f"trained for {time.perf_counter() - begun:.1f} s; best epoch {(history.best_epoch or 0) + 1}")
     except KeyboardInterrupt:
-        status, saved = 130, net.epochs_trained > 0
-    if not saved:
-        print("bpgpu: interrupted before the end of the first epoch; nothing was written", file=sys.stderr)
-        return status
-    if status:
+        status = 130
+        if not net.epochs_trained:
+            kept = "nothing was written"
+            if options.checkpoint and os.path.exists(options.checkpoint):
+                kept = f"--resume goes on from {options.checkpoint}"
+            print(f"bpgpu: interrupted before the end of the first epoch; {kept}", file=sys.stderr)
+            return status
         print("interrupted; keeping the best epoch so far")
+    except OSError as error:  # a checkpoint that cannot be written, for example
+        if not net.epochs_trained:
+            raise
+        status = 2
+        print(f"bpgpu: {error}", file=sys.stderr)
     loss, accuracy = net.evaluate(*test)
     print(f"test loss {loss:.4f}" + (f", test accuracy {accuracy:.2%}" if accuracy is not None else ""))
-    net.save(options.output)
+    try:
+        net.save(options.output)
+    except OSError as error:
+        raise OSError(f"{error}; the network is {_saved_elsewhere(net, Path(options.output).name)}") from error
     print(f"saved {options.output}")
     return status
+
+
+def _saved_elsewhere(net: MLP, name: str) -> str:
+    """Where it is now, as the end of a sentence: a full disk must not cost a training."""
+    try:
+        path = Path(tempfile.mkdtemp(prefix="bpgpu-"), name)
+        try:
+            net.save(path)
+        except OSError:
+            path.parent.rmdir()
+            raise
+    except OSError:
+        return "lost, as the folder for temporary files (TMPDIR) cannot be written to either"
+    return f"in {path}"
 
 
 def _network(options: argparse.Namespace, data: Data) -> MLP:
@@ -230,17 +255,6 @@ def _parts(data: Data, X: Any, share: float, seed: int) -> tuple[Any, Any, Any]:
     return part(rest), part(validation), test
 
 
-def _check_writable(option: str, path: str) -> None:
-    """Raise OSError now rather than after the training."""
-    file = Path(path)
-    if file.is_dir():
-        raise IsADirectoryError(f"{option} {path} is a directory; expected the name of a file")
-    if not file.parent.is_dir():
-        raise FileNotFoundError(f"{option} {path}: there is no directory {file.parent}; create it first")
-    if not os.access(file.parent, os.W_OK):
-        raise PermissionError(f"{option} {path}: the directory {file.parent} cannot be written to")
-
-
 # -- predict -------------------------------------------------------------------------------------------------------------
 
 
@@ -271,7 +285,7 @@ def _export(options: argparse.Namespace) -> int:
 
     from . import export
 
-    _check_writable("OUT", options.output)
+    check_writable(options.output, "OUT")
     net = load(options.model, backend="numpy")
     if options.format == "onnx":
         content = export.to_onnx(net)
@@ -289,7 +303,7 @@ def _export(options: argparse.Namespace) -> int:
 
 def _trace(options: argparse.Namespace) -> int:
     if options.html:
-        _check_writable("--html", options.html)
+        check_writable(options.html, "--html")
     if not Path(options.model).exists():
         raise FileNotFoundError(f"there is no model {options.model}; train one first: bpgpu train")
     net = load(options.model, backend=options.backend)

@@ -36,7 +36,7 @@ Parts = dict[str, Any]  # the arrays found, as they are, by key: "X", "y", "X_te
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """A data set: X (n, features) float32, or float64 where the file held it, C-contiguous; y int64 labels
+    """A data set: X (n, features) float32, or float64 where the file held such an array, C-contiguous; y int64 labels
     (n,) in 0..C-1, or float targets (n,) or (n, k), or None; a test part likewise, None where there is none.
     `classes` names the C labels; it is None for targets and without labels."""
 
@@ -61,7 +61,7 @@ def load_data(path: str | os.PathLike[str], *, target: str | int | None = None, 
     labels: False reads also where the labels are missing: y is then None. (A table's last column is then
         a target only if it is named so.)
 
-    uint8 X are divided by 255, to [0, 1]; float64 X are kept, others become float32; images are flattened.
+    uint8 X are divided by 255, to [0, 1]; float64 X are kept, but in tables; others become float32; images are flattened.
     Data larger than memory: a .npy X, and a large X in a .npz that is not compressed, stay on the disk, memory-mapped; of a
     table or of X to be converted, what is over 64 MiB goes to a file in the folder for temporary files (TMPDIR), which is
     then mapped and goes when X does. IDX files and y are in memory.

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -24,6 +27,23 @@ SLAB_BYTES = 1 << 26  # of a data set that is larger than the device should hold
 SLICE_SECONDS = 0.1  # how long a replay may take before Python looks at Ctrl-C and reports progress
 
 
+@contextmanager
+def whole() -> Iterator[None]:
+    """What the block does is done as a whole: Ctrl-C during it is heard at its end."""
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():  # which alone hears of it
+        yield
+        return
+    heard: list[Any] = []
+    signal.signal(signal.SIGINT, lambda *signal_and_frame: heard.append(signal_and_frame))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if heard:
+            handler(*heard[0])
+
+
 class Epochs:
     """The recorded steps of whole epochs over one data set: full batches, and the smaller one at the end if there is one.
 
@@ -41,6 +61,7 @@ class Epochs:
         self.full, self.rest = divmod(self.n, self.batch)
         self.steps = self.full + (self.rest > 0)
         self.transform, self.key = transform, (0, 0)
+        self.done, self.between_steps = 0, True  # how many steps of this epoch are done; whether none is done in part
         self.resident, self.slab = self._room(X, y, min(self.batch, micro or self.batch), spare)
         self.order = b.empty((self.n,), np.int64)
         self.losses = b.empty((self.steps,), net.dtype)
@@ -145,6 +166,8 @@ class Epochs:
     def run(self, first: int, last: int) -> Iterator[tuple[int, int | None]]:
         """Take the steps first .. last - 1 of the epoch, some a call; yields how many of the epoch are done, and the first of
         them whose loss is not finite."""
+        if first == last:
+            return
         b, steps_a_call, steps_of_slab = self.net.backend, 1, -(-self.slab // self.batch)
         b.join()
         for number in self._filled(first // steps_of_slab, -(-last // steps_of_slab)):
@@ -152,12 +175,15 @@ class Epochs:
             while first < end_of_slab:
                 kind, begin, end = (0, 0, min(end_of_slab, self.full)) if first < self.full else (-1, self.full, end_of_slab)
                 count = min(steps_a_call, end - first)
-                self.trainer.aim(self.trainer.steps_taken - (first - begin))
                 begun = time.perf_counter()
-                self.programs[kind][number % len(self.sources)].run(first - begin, count)
-                first += count
-                self.trainer.steps_taken += count
-                bad = self.first_bad_step(first)  # waits for a device that works on its own
+                with whole():
+                    self.between_steps = False
+                    self.trainer.aim(self.trainer.steps_taken - (first - begin))
+                    self.programs[kind][number % len(self.sources)].run(first - begin, count)
+                    self.done = first = first + count
+                    self.trainer.steps_taken += count
+                    bad = self.first_bad_step(first)  # waits for a device that works on its own
+                    self.between_steps = True
                 seconds = time.perf_counter() - begun
                 steps_a_call = max(1, min(4 * steps_a_call, int(count * SLICE_SECONDS / max(seconds, 1e-9))))
                 yield first, bad

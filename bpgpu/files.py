@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import tempfile
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from .mlp import MLP
 
 _FIELDS = ("layers", "activations", "loss", "output_activation", "reduction", "seed", "epochs_trained", "classes", "dropout")
+_ENDING = ".bpgpu-unfinished"  # of the name of a file that is being written
 
 
 def save(
@@ -39,22 +41,53 @@ def save(
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file under a temporary name beside it, then rename: at any moment the old file is there or the new one."""
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write a file under a temporary name beside it, then rename: at any moment the old file is there or the new one.
+
+    Of a link, what it points to is replaced.  OSError, in one sentence: it cannot be written; the old file is as it was.
+    """
+    check_writable(path)
+    place = _place(path)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if os.name == "posix":  # mkstemp keeps a file to its owner; a model is readable like any new file
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        handle, temporary = tempfile.mkstemp(_ENDING, f".{place.name}.", place.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            if os.name == "posix":  # mkstemp keeps a file to its owner; a model is readable like any new file
+                umask = os.umask(0)
+                os.umask(umask)
+                os.chmod(temporary, 0o666 & ~umask)
+            os.replace(temporary, place)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        why = error.strerror or error
+        raise type(error)(f"{path} cannot be written ({why}); the file that was there, if there was one, is kept") from error
+
+
+def check_writable(path: str | os.PathLike[str], what: str = "") -> None:
+    """Raise OSError, before any work, if it is seen that no file of this name can be written; `what` comes before the name."""
+    name, folder = f"{what} {path}".lstrip(), _place(path).parent
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{name} is a directory; expected the name of a file")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{name}: there is no directory {folder}; create it first")
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{name}: the directory {folder} cannot be written to")
+
+
+def remove_leftovers(path: str | os.PathLike[str]) -> None:
+    """Of processes that were killed while they wrote this file: what write_whole calls them, and no other file."""
+    place = _place(path)
+    for left in place.parent.glob(glob.escape(f".{place.name}.") + "[a-z0-9_]" * 8 + _ENDING):  # as mkstemp makes them
+        left.unlink(missing_ok=True)
+
+
+def _place(path: str | os.PathLike[str]) -> Path:
+    """The file itself: of a link, what it points to."""
+    return Path(os.path.realpath(path) if os.path.islink(path) else path)
 
 
 def load(path: str | os.PathLike[str], backend: str | Backend = "cpu", precision: str = "exact") -> MLP:

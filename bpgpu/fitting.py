@@ -1,21 +1,23 @@
-"""fit: the loop over epochs, what is told of it (callbacks.py), and what a checkpoint needs to go on with it to the bit."""
+"""fit: the loop over epochs, what is told of it (callbacks.py), and what is kept for the case that it diverges."""
 
 from __future__ import annotations
 
 import math
 import os
+import sys
 import time
-import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from .backend import Array, Backend
+from . import checkpoint
+from .backend import Array
 from .callbacks import Best, Callback, Callbacks, as_callbacks
-from .checks import as_weights
-from .epochs import Epochs, Transform
+from .checks import as_weights, count
+from .epochs import Epochs, Transform, whole
 from .health import Health, Observer
 from .kernels.names import CHUNK
 from .labels import class_weights, smoothed
@@ -23,8 +25,10 @@ from .mlp import MLP
 from .optim import SGD, Optimizer
 from .per_example import BLOCK, check_limit
 from .random import SHUFFLE, permutation
-from .streams import Rows, gathered
+from .streams import gathered
 from .training import Trainer
+
+REMEMBERED = 1000  # steps, after which the weights are kept anew for the case that the next ones diverge
 
 Order: TypeAlias = bool | Callable[[int], Any]
 
@@ -59,11 +63,12 @@ class Progress:
     history: History
     net: MLP
     optimizer: Optimizer
-    save: Callable[[str | os.PathLike[str]], None]  # writes a checkpoint, from which fit(resume=path) goes on
+    save: Callable[[str | os.PathLike[str]], None]  # writes a checkpoint, from which fit(resume=path) goes on; see Run.save
 
 
 class Diverged(ArithmeticError):
-    """The loss is no longer a finite number; the message says where, the weights are those of the last good epoch."""
+    """The loss is no longer a finite number; the message says where.  The weights are the last ones that were kept, and whose
+    loss was finite: from the beginning of the epoch, or in a long one from some 1000 steps before."""
 
 
 class Run:
@@ -75,67 +80,89 @@ class Run:
     ) -> None:  # fmt: skip
         self.net, self.data, self.optimizer, self.trainer, self.epochs = net, data, optimizer, trainer, epochs
         self.shuffle, self.validation, self.callbacks, self.identity = shuffle, validation, callbacks, identity
-        self.history, self.epoch, self.steps, self.stopped = History(), 0, 0, False  # steps of this epoch that are done
-        self.seconds = 0.0  # that they took
+        self.history, self.epoch, self.stopped = History(), 0, False
+        self.seconds = 0.0  # that the steps of this epoch took
+        self.untold: list[Callback] = []  # who is still to hear of the end of an epoch
         self.good = net.backend.copy(net.theta)  # weights that have given a finite loss, or the first ones
-        self.start = self.good  # weights where the steps of this process begin in this epoch, and what the rule kept then
+        self.start, self.first = self.good, 0  # weights that are kept, of which step of the epoch, and what the rule kept then
         self.start_states: dict[str, Array] = {}
         self.before = self.good  # weights before this epoch
         self.observer = Observer(net, data)
 
     def go(self) -> History:
         try:
-            self.tell("on_fit_begin", False)
+            self.tell("on_fit_begin")
             while self.epoch < self.epochs and not self.stopped:
                 self.one_epoch()
-        finally:
-            self.tell("on_fit_end", False)
+        except BaseException:
+            try:
+                self.end()
+            except Exception as error:  # it must not hide the one that has ended the training
+                print(f"bpgpu: {error}", file=sys.stderr)
+            raise
+        self.end()
         return self.history
 
-    def tell(self, event: str, ended: bool) -> None:
+    def progress(self, ended: bool = False) -> Progress:
         data, history = self.data, self.history
-        loss = history.loss[-1] if ended else data.mean_loss(self.steps) if self.steps else math.nan
-        progress = Progress(
-            self.epoch, self.epochs, data.examples(self.steps), self.epochs * data.n, loss, ended, history,
+        loss = history.loss[-1] if ended else data.mean_loss(data.done) if data.done else math.nan
+        return Progress(
+            self.epoch, self.epochs, data.examples(data.done), self.epochs * data.n, loss, ended, history,
             self.net, self.optimizer, self.save,
         )  # fmt: skip
-        for callback in self.callbacks:
-            if getattr(callback, event)(progress) is True:
+
+    def tell(self, event: str, ended: bool = False) -> None:
+        progress = self.progress(ended)
+        for i, callback in enumerate(self.callbacks):
+            self.untold = self.callbacks[i:] if ended else []
+            answer = getattr(callback, event)(progress)
+            if isinstance(answer, (bool, np.bool_)) and answer:
                 self.stopped = True
+        self.untold = []
+
+    def end(self) -> None:
+        """Everybody hears of the end, even if one fails: first who saves, while the best weights are not restored yet."""
+        progress, order = self.progress(), sorted(self.callbacks, key=lambda callback: not callback.saves)
+        with ExitStack() as last_in_first_out:
+            for callback in reversed(order):
+                last_in_first_out.callback(callback.on_fit_end, progress)
 
     def one_epoch(self) -> None:
         net, data, history = self.net, self.data, self.history
-        data.begin(self.optimizer, self.order(), self.steps)
+        data.begin(self.optimizer, self.order(), data.done)
         self.remember()
-        if self.steps == 0:
+        if data.done == 0:
             self.before = self.start
-        first = self.steps
         begun = time.perf_counter() - self.seconds
-        for steps, bad in data.run(first, data.steps):
-            self.steps, self.seconds = steps, time.perf_counter() - begun
-            if bad != first:  # the weights before this epoch have given a finite loss
+        for steps, bad in data.run(data.done, data.steps):
+            self.seconds = time.perf_counter() - begun
+            if bad != self.first:  # the weights that were kept have given a finite loss
                 self.good = self.start
             if bad is not None:
-                raise self.diverged(bad, first)
+                raise self.diverged(bad)
             if steps < data.steps:
-                self.tell("on_batch_end", False)
+                self.tell("on_batch_end")
                 if self.stopped:
                     return
+                if steps - self.first >= REMEMBERED:
+                    self.remember()
         if not np.isfinite(net.backend.to_numpy(net.theta)).all():
-            raise self.diverged(data.steps, first)
-        net.epochs_trained += 1
-        history.loss.append(data.mean_loss(data.steps))
-        history.seconds.append(self.seconds)
-        self.observer.look(self.before, history)
-        if data.squares is not None:
-            history.penalty.append(data.mean_penalty(self.optimizer))
-        if self.validation is not None:
-            loss, accuracy = net.evaluate(*self.validation)
-            history.validation_loss.append(loss)
+            raise self.diverged(data.steps)
+        loss, accuracy = (None, None) if self.validation is None else net.evaluate(*self.validation)
+        with whole():
+            self.untold = self.callbacks
+            net.epochs_trained += 1
+            history.loss.append(data.mean_loss(data.steps))
+            history.seconds.append(self.seconds)
+            if data.squares is not None:
+                history.penalty.append(data.mean_penalty(self.optimizer))
+            if loss is not None:
+                history.validation_loss.append(loss)
             if accuracy is not None:
                 history.validation_accuracy.append(accuracy)
+        self.observer.look(self.before, history)
         self.tell("on_epoch_end", True)
-        self.epoch, self.steps, self.seconds = self.epoch + 1, 0, 0.0
+        self.epoch, data.done, self.seconds = self.epoch + 1, 0, 0.0
 
     def order(self) -> np.ndarray[Any, Any]:
         n = self.data.n
@@ -146,113 +173,69 @@ class Run:
     # -- divergence ------------------------------------------------------------------------------------------------------
 
     def remember(self) -> None:
-        """What is needed to take the steps of this epoch once more."""
+        """Keep what is needed to take the next steps once more."""
         b = self.net.backend
-        self.start = b.copy(self.net.theta)
+        self.start, self.first = b.copy(self.net.theta), self.data.done
         for name, state in self.trainer.states.items():
             if name not in self.start_states:
                 self.start_states[name] = b.empty(state.shape, state.dtype)
             b.write(self.start_states[name], state)
 
-    def diverged(self, bad: int, first: int) -> Diverged:
+    def diverged(self, bad: int) -> Diverged:
         """Say where it happened: the steps before `bad` are taken once more, to the same bits, and that step is looked at."""
-        net, b, data, trainer = self.net, self.net.backend, self.data, self.trainer
+        net, b, data, trainer, first = self.net, self.net.backend, self.data, self.trainer, self.first
         b.write(net.theta, self.start)
         for name, state in trainer.states.items():
             b.write(state, self.start_states[name])
-        trainer.steps_taken -= self.steps - first
+        trainer.steps_taken, data.done = trainer.steps_taken - (data.done - first), first
         rate = self.optimizer.rate(trainer.steps_taken + bad - first - (bad == data.steps))
         for _ in data.run(first, bad):
             pass
+        data.between_steps = False  # what follows is no place to go on from
         if bad == data.steps:
-            what = f"the weights are no finite numbers at the end of epoch {self.epoch + 1}, {self.bad_layer(None)}"
+            where = bad_layer(net, [None])
+            what = f"the weights are no finite numbers at the end of epoch {self.epoch + 1}, {where}"
         else:
-            where = self.bad_layer(bad)
-            what = f"the loss is no finite number in step {bad + 1} of epoch {self.epoch + 1}, {where}"
+            end = data.examples(bad + 1)
+            blocks = (data.rows(s, min(s + BLOCK, end))[0] for s in range(bad * data.batch, end, BLOCK))
+            what = f"the loss is no finite number in step {bad + 1} of epoch {self.epoch + 1}, {bad_layer(net, blocks)}"
         b.write(net.theta, self.good)
         trainer.forget()
         return Diverged(
             f"{what}; the weights are those from before this: lower the learning rate (it is {rate:g}) or scale the inputs"
         )
 
-    def bad_layer(self, step: int | None) -> str:
-        """The first layer with weights, or outputs for the examples of a step, that are not finite."""
-        net, found = self.net, []
-        first, end = (0, 1) if step is None else (step * self.data.batch, self.data.examples(step + 1))
-        for start in range(first, end, BLOCK):
-            X = None if step is None else self.data.rows(start, min(start + BLOCK, end))[0]
-            for l, (W, bias) in enumerate(zip(net.weights, net.biases, strict=True)):
-                if X is not None:
-                    X = net.backend.dense_forward(X, W, bias, (*net.activations, "identity")[l])
-                arrays = [array for array in (W, bias, X) if array is not None]
-                bad = [kind for kind, array in enumerate(arrays) if not np.isfinite(net.backend.to_numpy(array)).all()]
-                if bad:
-                    found.append((l, bad[0]))
-                    break
-        if not found:
-            return "though every layer is finite: the losses or their sum are too large"
-        l, kind = min(found)
-        return f"first in the {('weights', 'biases', 'outputs')[kind]} of layer {l + 1} of {len(net.weights)}"
-
     # -- checkpoints -----------------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a checkpoint, which is also a model file.  OSError, in one sentence: it cannot be written."""
-        from .files import save
+        """Write a checkpoint, which is also a model file; nothing where there is no way on: if a number is not finite, a step
+        was cut off, or an error has kept the end of an epoch from a callback that has a state.
 
-        b, trainer = self.net.backend, self.trainer
-        tensors = {f"state.{name}": state for name, state in trainer.states.items()}
-        numbers = vars(self.optimizer)
-        kept: list[dict[str, Any]] = []
-        for i, callback in enumerate(self.callbacks):
-            arrays = {name: value for name, value in callback.state().items() if hasattr(value, "dtype")}
-            tensors |= {f"callback.{i}.{name}": value for name, value in arrays.items()}
-            kept.append({name: value for name, value in callback.state().items() if name not in arrays})
-        ended = self.steps == self.data.steps  # the next epoch is where it goes on
-        header = {
-            "identity": self.identity, "epoch": self.epoch + ended, "steps": 0 if ended else self.steps,
-            "seconds": 0.0 if ended else self.seconds, "steps_taken": trainer.steps_taken, "history": asdict(self.history),
-            "optimizer": {name: value for name, value in numbers.items() if not callable(value)}, "callbacks": kept,
-            "stopped": self.stopped,
-        }  # fmt: skip
-        if not ended:
-            tensors |= {name: numbers[: self.steps] for name, numbers in self.data.measured.items()}
-            if self.observer.due(self.epoch, self.history):
-                tensors["before"] = self.before
-        save(
-            self.net, path, {f"run.{name}": np.ascontiguousarray(b.to_numpy(value)) for name, value in tensors.items()}, header
-        )
+        OSError, in one sentence: it cannot be written.
+        """
+        data, theta = self.data, self.net.backend.to_numpy(self.net.theta)
+        cut_off = not data.between_steps or any(callback.state() for callback in self.untold if not callback.saves)
+        if not cut_off and data.first_bad_step(data.done) is None and np.isfinite(theta).all():
+            checkpoint.write(self, path)
 
-    def resume(self, path: str | os.PathLike[str]) -> None:
-        """Take up a checkpoint.  OSError: it cannot be read.  ValueError: it is none, or one of another run."""
-        from .files import load, load_run
 
-        header, tensors = load_run(path)
-        for name, mine in self.identity.items():
-            if (its := header["identity"].get(name)) != mine:
-                raise ValueError(f"{path} is of another run: its {name} is {its!r}, here it is {mine!r}")
-        net, b, trainer = self.net, self.net.backend, self.trainer
-        saved = load(path, backend="numpy")
-        vars(self.optimizer).update(header["optimizer"])
-        trainer.adopt(self.optimizer)
-        b.write(net.theta, saved.theta)
-        for name, state in trainer.states.items():
-            if f"state.{name}" in tensors:
-                b.write(state, tensors[f"state.{name}"])
-        trainer.steps_taken, net.epochs_trained = header["steps_taken"], saved.epochs_trained
-        self.epoch, self.steps, self.seconds = header["epoch"], header["steps"], header["seconds"]
-        self.history = History(**header["history"])
-        self.history.health = [Health(**seen) for seen in header["history"]["health"]]
-        if self.steps:
-            for name, numbers in self.data.measured.items():
-                b.write(numbers[: self.steps], tensors[name])
-        self.good, self.stopped = b.copy(net.theta), header["stopped"]
-        if "before" in tensors:
-            self.before = b.asarray(tensors["before"])
-        for i, (callback, state) in enumerate(zip(self.callbacks, header["callbacks"], strict=False)):
-            prefix = f"callback.{i}."
-            arrays = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
-            callback.restore(state | arrays)
+def bad_layer(net: MLP, blocks: Iterable[Array | None]) -> str:
+    """The first layer with weights, or outputs for blocks of examples, that are not finite."""
+    found = []
+    for X in blocks:
+        X = None if X is None else net.backend.asarray(X)
+        for l, (W, bias) in enumerate(zip(net.weights, net.biases, strict=True)):
+            if X is not None:
+                X = net.backend.dense_forward(X, W, bias, (*net.activations, "identity")[l])
+            arrays = [array for array in (W, bias, X) if array is not None]
+            bad = [kind for kind, array in enumerate(arrays) if not np.isfinite(net.backend.to_numpy(array)).all()]
+            if bad:
+                found.append((l, bad[0]))
+                break
+    if not found:
+        return "though every layer is finite: the losses or their sum are too large"
+    l, kind = min(found)
+    return f"first in the {('weights', 'biases', 'outputs')[kind]} of layer {l + 1} of {len(net.weights)}"
 
 
 def fit(
@@ -293,7 +276,9 @@ def fit(
     callbacks        one or a list of bpgpu.callbacks.Callback, or of functions of one Progress, called some times a second and
                      after each epoch; True ends the training
     resume           a checkpoint (bpgpu.Checkpoint) of a run with the same network, data and arguments: goes on from there, to
-                     the bits of the run that was never interrupted; `epochs` counts from that run's beginning
+                     the bits of the run that was never interrupted; `epochs` counts from that run's beginning, and callbacks
+                     go on if there was one of their class, and begin if there was none.  Functions (a schedule, shuffle,
+                     transform) cannot be compared: they must be the same ones
 
     transform        function of a batch X (n, inputs) and a NumPy Generator, which gives what is trained on in its place, of
                      the same shape (such as bpgpu.Distort); in a thread, ahead of the steps; numbers at random that it takes
@@ -308,9 +293,7 @@ def fit(
     Raises Diverged when the loss is no longer finite; ValueError and TypeError before any work if an argument is wrong, and
     MemoryError if the GPU has no room for such a batch.
     """
-    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} is {value!r}; expected a positive integer")
+    epochs, batch_size = count("epochs", epochs), count("batch_size", batch_size)
     if micro_batch is not None and (not isinstance(micro_batch, (int, np.integer)) or micro_batch < 1 or micro_batch % CHUNK):
         raise ValueError(f"micro_batch is {micro_batch!r}; expected a multiple of {CHUNK}, or None")
     if y is None:
@@ -328,38 +311,30 @@ def fit(
     told = sorted(as_callbacks(callbacks), key=lambda callback: callback.saves)  # what is saved has seen everything
     if not any(isinstance(callback, Best) for callback in told):
         told.insert(0, Best(restore=restore_best))
-    spare = Observer.room(net, len(X))
+    spare, validation = Observer.room(net, len(X)), None
     if validation_data is not None:
         if not isinstance(validation_data, (tuple, list)) or len(validation_data) != 2:
             raise TypeError("validation_data must be a pair (X, y)")
-        n = len(net.targets(validation_data[1], len(net.rows(validation_data[0]))))
-        spare = max(spare, net.evaluation_bytes(n))
+        rows = net.rows(validation_data[0])
+        validation = rows, net.targets(validation_data[1], len(rows))
+        spare = max(spare, net.evaluation_bytes(len(rows)))
     optimizer = optimizer or SGD(0.05, momentum=0.9)
     trainer = net.trainer(optimizer)
     trainer.clip = check_limit(clip_per_example)
     trainer.adopt(optimizer)
     if optimizer.varies:
-        spare += -(-len(X) // int(batch_size)) * trainer.hyper.nbytes
+        spare += -(-len(X) // batch_size) * trainer.hyper.nbytes
+    wanted = any(callback.measures_penalty for callback in told)
+    data = Epochs(trainer, X, targets, weight, batch_size, micro_batch, spare, transform, squares=wanted)
     identity: dict[str, Any] = {}
     if resume is not None or any(callback.saves for callback in told):
-        identity = {
-            "layers": list(net.layers), "activations": list(net.activations), "loss": net.loss, "dtype": net.dtype.name,
-            "output_activation": net.output_activation, "reduction": net.reduction, "precision": net.backend.precision,
-            "seed": net.seed, "clip_per_example": trainer.clip,
-            "dropout": list(net.dropout), "optimizer": type(optimizer).__name__, "batch_size": int(batch_size),
-            "shuffle": bool(shuffle), "transform": transform is not None, "examples": len(X),
-            "data": [None if array is None else _checksum(net.backend, array) for array in (X, targets, weight)],
-        }  # fmt: skip
-    data = Epochs(
-        trainer, X, targets, weight, int(batch_size), micro_batch, spare, transform,
-        squares=any(callback.measures_penalty for callback in told),
-    )  # fmt: skip
-    run = Run(
-        net, data, optimizer, trainer, int(epochs), shuffle=shuffle, validation=validation_data,
-        callbacks=told, identity=identity,
-    )  # fmt: skip
+        identity = checkpoint.identity(
+            net, optimizer, (X, targets, weight), validation, batch_size=batch_size, clip_per_example=trainer.clip,
+            shuffle=shuffle, transform=transform, restore_best=restore_best, measures_penalty=wanted,
+        )  # fmt: skip
+    run = Run(net, data, optimizer, trainer, epochs, shuffle=shuffle, validation=validation, callbacks=told, identity=identity)
     if resume is not None:
-        run.resume(resume)
+        checkpoint.resume(run, resume)
     return run.go()
 
 
@@ -370,11 +345,3 @@ def _permutation(given: Any, n: int) -> np.ndarray[Any, Any]:
             f"shuffle gave an array of shape {order.shape} and dtype {order.dtype}; expected 0 .. {n - 1} in any order"
         )
     return order.astype(np.int64)
-
-
-def _checksum(backend: Backend, array: Array | Rows) -> int:
-    """Of the bytes of an array, the same wherever it is."""
-    value, blocks = 0, array.blocks() if isinstance(array, Rows) else [(0, backend.to_numpy(array))]
-    for _, block in blocks:
-        value = zlib.crc32(np.require(block, array.dtype, ["C"]).reshape(-1).view(np.uint8).data, value)
-    return value

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .checks import amount
+from .checks import amount, count
+from .per_example import BLOCK
 from .streams import Rows
 
 if TYPE_CHECKING:
@@ -41,16 +42,17 @@ def fit_lbfgs(
     X may also be a memory map or a matrix of scipy.sparse, which are read and made dense some rows at a time.
     The history has the value of what is minimized after each iteration.  theta and its gradient go to SciPy and come back in
     float64, once an evaluation.  Ctrl-C or an error leaves the weights of the last whole iteration.
-    ImportError: SciPy is not installed.  ValueError, TypeError: as in fit.
+
+    Raises Diverged where the loss or its gradient is not finite.  ImportError: SciPy is not installed.  ValueError, TypeError:
+    as in fit.
     """
     try:
         from scipy.optimize import minimize
     except ImportError as error:
         raise ImportError("L-BFGS needs SciPy: python -m pip install 'bpgpu[scipy]'") from error
-    from .fitting import History
+    from .fitting import Diverged, History, bad_layer
 
-    if not isinstance(max_iter, (int, np.integer)) or isinstance(max_iter, bool) or max_iter < 1:
-        raise ValueError(f"max_iter is {max_iter!r}; expected a positive integer")
+    max_iter = count("max_iter", max_iter)
     amount("tol", tol)
     X = net.rows(X)
     y = net.targets(y, len(X))
@@ -77,8 +79,19 @@ def fit_lbfgs(
         g[:weights] += decay * theta[:weights]
         return loss + decay / 2 * float(theta[:weights] @ theta[:weights]), g
 
+    def check(result: Any) -> None:
+        if np.isfinite(result.fun) and np.isfinite(result.get("jac", 0.0)).all():
+            return
+        net.theta = result.x.astype(net.dtype)
+        where = bad_layer(net, (X[s : s + BLOCK] for s in range(0, len(X), BLOCK)))
+        raise Diverged(
+            f"the loss or its gradient is no finite number after {len(history.loss)} iterations, {where}; "
+            'the weights are those of the last whole one: scale X and y, or use dtype="float64"'
+        )
+
     def iterated(intermediate_result: Any) -> None:
         nonlocal begun, reached
+        check(intermediate_result)
         reached = np.array(intermediate_result.x)
         history.loss.append(float(intermediate_result.fun))
         history.seconds.append(time.perf_counter() - begun)
@@ -91,8 +104,9 @@ def fit_lbfgs(
     try:
         result = minimize(
             value_and_gradient, reached, jac=True, method="L-BFGS-B", callback=iterated,
-            options={"maxiter": int(max_iter), "maxfun": max_fun or 20 * int(max_iter), "gtol": tol},
+            options={"maxiter": max_iter, "maxfun": max_fun or 20 * max_iter, "gtol": tol},
         )  # fmt: skip
+        check(result)
         reached = result.x
     finally:
         net.theta = reached.astype(net.dtype)

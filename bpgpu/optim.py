@@ -58,6 +58,9 @@ class Optimizer(ABC):
     def __post_init__(self) -> None:
         self.check()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value.tolist() if isinstance(value, np.ndarray) else value)  # of layer_rates
+
     def check(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from .checks import amount
+from .checks import amount, count
 
 Schedule = Callable[[int], float]
 
@@ -72,6 +72,4 @@ def _fall(share: float) -> float:
 
 def _check(**values: float) -> None:
     for name, value in values.items():
-        amount(name, value)
-        if name in ("steps", "every") and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name} is {value!r}; expected a positive integer")
+        (count if name in ("steps", "every") else amount)(name, value)

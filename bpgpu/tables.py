@@ -20,7 +20,7 @@ import numpy as np
 from .streams import BLOCK_BYTES, Spool
 
 _TARGET_NAMES = ("label", "target", "class", "y")
-_ROWS = 1 << 14  # that are converted at a time
+_ROWS = 1 << 14  # that are converted at a time, if they take no more than BLOCK_BYTES
 
 Table = tuple[np.ndarray, "np.ndarray | None", "tuple[str, ...] | None"]  # X, y, classes
 
@@ -103,6 +103,7 @@ def load_csv(path: Path, target: str | int | None, labels: bool) -> Table:
         X.append(block)
 
     X, y, values, lines = Spool(), Target(), growing("d"), list[int]()
+    at_once = max(1, min(_ROWS, BLOCK_BYTES // (8 * width)))
     for line, row in chain(head, rows):
         if len(row) != width:
             raise ValueError(f"{path} line {line} has {len(row)} cells; expected {width} as in the first")
@@ -114,7 +115,7 @@ def load_csv(path: Path, target: str | int | None, labels: bool) -> Table:
         except ValueError:
             j = next(j for j, cell in enumerate(row) if _number(cell) is None)
             raise bad(line, features[j], row[j], "a number") from None
-        if len(lines) == _ROWS:
+        if len(lines) == at_once:
             keep()
             values, lines = growing("d"), []
     if lines:

@@ -146,6 +146,19 @@ def test_adaptive_rate() -> None:
         network().fit(*data(), optimizer=SGD(schedules.cosine(0.1, 100)), callbacks=AdaptiveRate())
 
 
+def test_only_true_ends_a_training() -> None:
+    for answer, epochs in ((True, 1), (np.True_, 1), (False, 3), (np.False_, 3), (None, 3), (1, 3), ("yes", 3)):
+        history = network().fit(*data(), epochs=3, callbacks=lambda progress, answer=answer: answer)
+        assert len(history.loss) == epochs, answer
+
+
+def test_a_log_that_cannot_be_written_is_said_at_the_beginning(tmp_path: Path) -> None:
+    net = network()
+    with pytest.raises(FileNotFoundError, match=r"the log .*l\.csv: there is no directory .*nodir; create it first"):
+        net.fit(*data(), callbacks=Log(tmp_path / "nodir" / "l.csv"))
+    assert net.epochs_trained == 0
+
+
 @pytest.mark.parametrize("name", ["log.csv", "log.jsonl"])
 def test_log(name: str, tmp_path: Path) -> None:
     history = network().fit(*data(), epochs=3, validation_data=data(), callbacks=Log(tmp_path / name))
@@ -218,6 +231,7 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "factor": (lambda: AdaptiveRate(1.5), "factor is 1.5; expected less than 1"),
     "rate": (lambda: schedules.cosine(-1, 10), "rate is -1"),
     "steps": (lambda: schedules.cosine(0.1, 0), "steps is 0; expected a positive integer"),
+    "true": (lambda: schedules.cosine(0.1, True), "steps is True; expected a positive integer"),
     "every": (lambda: schedules.step(0.1, 1.5), "every is 1.5"),  # type: ignore[arg-type]
     "rise": (lambda: schedules.one_cycle(0.1, 10, rise=1.0), "rise=1.0"),
 }
@@ -240,6 +254,7 @@ def values(schedule: Callable[[int], float], *steps: int) -> list[float]:
 def test_schedules() -> None:
     approx = pytest.approx
     assert values(schedules.step(1.0, 10, 0.5), 0, 9, 10, 25) == [1, 1, 0.5, 0.25]
+    assert values(schedules.step(np.float32(1), np.int64(10), 0.5), 0, 9, 10, 25) == [1, 1, 0.5, 0.25]
     assert values(schedules.exponential(2.0, 0.9), 0, 1, 3) == approx([2, 1.8, 1.458])
     assert values(schedules.invscaling(1.0), 0, 3, 99) == approx([1, 0.5, 0.1])
     assert values(schedules.cosine(1.0, 100, 0.2), 0, 50, 100, 500) == approx([1, 0.6, 0.2, 0.2])

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 import bpgpu
+from bpgpu import files
 from bpgpu.cli import main
 
 
@@ -166,6 +168,24 @@ def test_ctrl_c_keeps_the_best_epoch(moment: str, tmp_path: Path) -> None:
         assert "nothing was written" in error and not model.exists()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_after_ctrl_c_in_the_first_epoch_the_checkpoint_goes_on(tmp_path: Path) -> None:
+    arguments = ["train", "--hidden", "64", "--epochs", "2", "--batch-size", "1", "--checkpoint", "c"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bpgpu", *arguments, "--checkpoint-seconds", "0"], cwd=tmp_path,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    for _ in range(6000):
+        if (tmp_path / "c").exists():
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and "before the end of the first epoch; --resume goes on from c" in error
+    resumed = run(*arguments, "--resume", "--epochs", "1", cwd=tmp_path)
+    assert resumed.returncode == 0 and "resuming from c" in resumed.stdout, resumed.stderr
+
+
 def test_info(tmp_path: Path) -> None:
     result = run("info", cwd=tmp_path)
     assert result.returncode == 0 and result.stderr == ""
@@ -186,3 +206,31 @@ def test_a_full_disk_ends_in_one_sentence(blobs: Path) -> None:
     assert process.returncode == 2, process.stderr
     assert process.stderr.startswith("bpgpu: ") and process.stderr.count("\n") == 1
     assert [p.name for p in blobs.parent.iterdir()] == ["blobs.csv"]
+
+
+@pytest.mark.parametrize("full", ["m.safetensors", "c"])
+def test_a_full_disk_costs_no_training(
+    full: str, blobs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model goes to the folder for temporary files; without a checkpoint the training ends, and its model is kept."""
+    original, writes = files.os.replace, iter(range(99))
+
+    def replace(source: str, target: Path) -> None:
+        if Path(target).parent == blobs.parent and Path(target).name == full and (full != "c" or next(writes) == 5):
+            raise OSError(28, "No space left on device")
+        original(source, target)
+
+    monkeypatch.chdir(blobs.parent)
+    monkeypatch.setattr(tempfile, "tempdir", str(blobs.parent / "elsewhere"))
+    (blobs.parent / "elsewhere").mkdir()
+    monkeypatch.setattr(files.os, "replace", replace)
+    arguments = ["--output", str(blobs.parent / "m.safetensors"), "--checkpoint", str(blobs.parent / "c")]
+    assert main(["train", "--data", str(blobs), *SMALL, "--checkpoint-seconds", "0", *arguments]) == 2
+    out, error = capsys.readouterr()
+    assert "test accuracy 100.00%" in out and error.startswith("bpgpu: ") and error.count("\n") == 1
+    assert f"{full} cannot be written (No space left on device); " in error
+    model = blobs.parent / "m.safetensors"
+    if full == model.name:
+        (model,) = (blobs.parent / "elsewhere").rglob("m.safetensors")
+        assert f"; the network is in {model}\n" in error
+    assert 0 < bpgpu.load(model).epochs_trained <= 20

@@ -611,6 +611,8 @@ def test_ctrl_c_keeps_what_was_learned() -> None:
 def test_a_loss_that_is_not_finite_says_where() -> None:
     with pytest.raises(bpgpu.Diverged, match="lower the learning rate"):
         MLPRegressor(solver="sgd", learning_rate_init=1e6, max_iter=50, random_state=0).fit(numbers_X, numbers_y)
+    with pytest.raises(bpgpu.Diverged, match="scale X and y"):
+        MLPRegressor(solver="lbfgs", dtype="float32", random_state=0).fit(numbers_X * 1e30, numbers_y * 1e30)
 
 
 def test_bad_parameters_and_data_are_sentences() -> None:

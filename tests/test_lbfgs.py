@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bpgpu import MLP, History, fit_lbfgs
+from bpgpu import MLP, Diverged, History, fit_lbfgs
 
 pytest.importorskip("scipy")
 
@@ -73,6 +73,24 @@ def test_an_error_leaves_the_last_whole_iteration() -> None:
     history = fit_lbfgs(same, X, y, max_iter=4)
     assert [number for number, _ in seen] == [1, 2, 3, 4] and [loss for _, loss in seen] == pytest.approx(history.loss)
     assert np.array_equal(net.theta, same.theta) and net.epochs_trained == same.epochs_trained == 4
+
+
+@pytest.mark.parametrize(("x", "y"), [(1e30, 1e30), (1e25, 1.0), (1.0, 1e25)])
+def test_a_loss_that_is_not_finite_is_said(x: float, y: float) -> None:
+    X = data()[0].astype("f4")
+    net = MLP([4, 8, 1], loss="squared_error")
+    before = net.theta.copy()
+    with pytest.raises(Diverged, match=r"no finite number after \d+ iterations, .*: scale X and y"):
+        fit_lbfgs(net, X * x, X[:, 0] * y)
+    assert np.array_equal(net.theta, before) and net.epochs_trained == 0
+
+
+def test_a_gradient_that_is_not_finite_is_said() -> None:
+    """The loss is: 1e25 in X come from a unit whose weight is 1e-20."""
+    net = MLP([1, 1], loss="squared_error")
+    net.theta = np.full(2, 1e-20)
+    with pytest.raises(Diverged, match="no finite number after 0 iterations"):
+        fit_lbfgs(net, np.full((5, 1), 1e25), np.full(5, 1e15))
 
 
 def test_without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:

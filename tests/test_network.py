@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 
 import bpgpu
-from bpgpu import MLP, SGD
+from bpgpu import MLP, SGD, Adam, epochs, fitting
 
 Array = np.ndarray[Any, Any]
 BACKENDS = ["cpu", "numpy"]
@@ -649,6 +649,20 @@ def test_divergence_says_the_step_and_the_layer(rate: float, where: str) -> None
         assert f"first in the {where} of layer {bad.index(True) + 1} of 2" in str(error.value)
 
 
+def test_in_a_long_epoch_weights_of_not_long_ago_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step in sixty has an example that is too large: the weights are those of the last tenth step."""
+    monkeypatch.setattr(epochs, "SLICE_SECONDS", 0)  # one step at a time
+    monkeypatch.setattr(fitting, "REMEMBERED", 10)
+    for optimizer in (SGD, Adam):
+        (net, X, y), (by_hand, _, _), its = hopeless(), hopeless(), optimizer(1e-5)
+        X[57] = 1e38
+        with pytest.raises(bpgpu.Diverged, match="in step 58 of epoch 1"):
+            net.fit(X, y, epochs=1, batch_size=1, optimizer=optimizer(1e-5), shuffle=False)
+        for i in range(50):
+            by_hand.train_step(X[i : i + 1], y[i : i + 1], its)
+        assert np.array_equal(net.theta, by_hand.theta)
+
+
 def test_after_divergence_a_smaller_rate_helps() -> None:
     """As the message advises: the velocity must not carry infinities on."""
     net, X, y = hopeless()
@@ -1188,7 +1202,7 @@ def test_paths_that_cannot_be_read_or_written(tmp_path: Path) -> None:
         bpgpu.load(tmp_path)
     with pytest.raises(OSError):
         net.save(tmp_path)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"model: there is no directory .*nowhere; create it first"):
         net.save(tmp_path / "nowhere" / "model")
     assert list(tmp_path.iterdir()) == []
 
@@ -1210,8 +1224,9 @@ def test_a_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(old) // 2, limits[1]))
-        with pytest.raises(OSError):
+        with pytest.raises(OSError) as error:
             small(seed=9).save(tmp_path / "m")
+        assert f"{tmp_path / 'm'} cannot be written (" in one_sentence(error) and "is kept" in str(error.value)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)

@@ -217,6 +217,17 @@ def test_a_step_of_numbers_that_stay_costs_no_operation() -> None:
             assert calls.count("gather") == gathers, optimizer
 
 
+def test_factors_of_layers_may_be_an_array() -> None:
+    thetas = []
+    for factors in ([1, 0.5, 2], np.array([1, 0.5, 2])):
+        net, optimizer = network(), SGD(0.1, layer_rates=factors)
+        net.fit(*data(), epochs=1, optimizer=optimizer)
+        optimizer.layer_rates = factors[::-1]
+        net.train_step(*data(), optimizer)
+        thetas.append(net.theta)
+    assert np.array_equal(*thetas)
+
+
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "beta1": (lambda: Adam(beta1=1.0), "beta1 is 1.0; expected less than 1"),
     "beta2": (lambda: Adam(beta2=-0.1), "beta2 is -0.1; expected a finite number"),
