@@ -7,6 +7,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from .mlp import MLP
 from .optim import SGD
 from .random import SPLIT, permutation
 from .streams import Part, Rows
+from .tables import some
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bpgpu: {error or type(error).__name__}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("bpgpu: interrupted; nothing was written", file=sys.stderr)
+        print("bpgpu: interrupted", file=sys.stderr)
         return 130
 
 
@@ -159,7 +161,7 @@ def _train(options: argparse.Namespace) -> int:
     if data.y is None:
         raise ValueError(f"{data.name} has no labels to train on")
     net = _network(options, data)
-    (X, y), validation, test = _parts(data, net.rows(data.X), options.validation, options.seed)
+    (X, y), validation, test = _parts(net, data, options.validation, options.seed)
     optimizer = SGD(options.learning_rate, options.momentum, weight_decay=options.weight_decay)
     print(f"{data.name}: {len(X):,} examples to train on, {len(validation[0]):,} to validate, {len(test[0]):,} to test")
     print(net)
@@ -183,10 +185,10 @@ def _train(options: argparse.Namespace) -> int:
         return status
     if status:
         print("interrupted; keeping the best epoch so far")
-    loss, accuracy = net.evaluate(*test)
-    print(f"test loss {loss:.4f}" + (f", test accuracy {accuracy:.2%}" if accuracy is not None else ""))
     net.save(options.output)
     print(f"saved {options.output}")
+    loss, accuracy = net.evaluate(*test)
+    print(f"test loss {loss:.4f}" + (f", test accuracy {accuracy:.2%}" if accuracy is not None else ""))
     return status
 
 
@@ -207,10 +209,10 @@ def _network(options: argparse.Namespace, data: Data) -> MLP:
     return net
 
 
-def _parts(data: Data, X: Any, share: float, seed: int) -> tuple[Any, Any, Any]:
-    """(X, y) to train on, to validate and to test; held out of the training data what the data set does not have."""
-    y = data.y
-    assert y is not None
+def _parts(net: MLP, data: Data, share: float, seed: int) -> tuple[Any, Any, Any]:
+    """(X, y) to train on, to validate and to test, all checked; what the data set lacks is held out of the training data."""
+    X = net.rows(data.X)
+    y = net.targets(data.y, len(X))
     order = permutation(seed, SPLIT, len(X))
     count = math.ceil(share * len(X))
     wanted = count if data.X_test is not None else 2 * count
@@ -224,7 +226,8 @@ def _parts(data: Data, X: Any, share: float, seed: int) -> tuple[Any, Any, Any]:
         return (Part(X, rows) if isinstance(X, Rows) else X[rows]), y[rows]
 
     if data.X_test is not None and data.y_test is not None:
-        test = data.X_test, data.y_test
+        X_test = net.rows(data.X_test, "X_test")
+        test = X_test, net.targets(data.y_test, len(X_test), "y_test")
     else:
         test, rest = part(rest[:count]), rest[count:]
     return part(rest), part(validation), test
@@ -237,8 +240,10 @@ def _check_writable(option: str, path: str) -> None:
         raise IsADirectoryError(f"{option} {path} is a directory; expected the name of a file")
     if not file.parent.is_dir():
         raise FileNotFoundError(f"{option} {path}: there is no directory {file.parent}; create it first")
-    if not os.access(file.parent, os.W_OK):
-        raise PermissionError(f"{option} {path}: the directory {file.parent} cannot be written to")
+    try:
+        tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.").close()
+    except OSError as error:
+        raise type(error)(f"{option} {path}: the directory {file.parent} cannot be written to ({error.strerror})") from None
 
 
 # -- predict -------------------------------------------------------------------------------------------------------------
@@ -259,7 +264,9 @@ def _predict(options: argparse.Namespace) -> int:
     print("\n".join(lines))
     if y is not None and data.classes and net.classes and not options.proba:
         right = sum(line == data.classes[label] for line, label in zip(lines, y, strict=True))
-        print(f"accuracy {right / len(lines):.2%} ({right} of {len(lines)})", file=sys.stderr)
+        strange = sorted({data.classes[label] for label in y} - set(net.classes))
+        note = f"; it does not know the labels {some(strange)}, its own are {some(list(net.classes))}" if strange else ""
+        print(f"accuracy {right / len(lines):.2%} ({right} of {len(lines)}){note}", file=sys.stderr)
     return 0
 
 
