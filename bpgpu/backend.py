@@ -1,8 +1,8 @@
 """The seam: what a network asks of a device.
 
 `Backend` is about ten operations on arrays.  Each is checked here, once for all devices (shapes, dtypes, layout), and then
-handed to the device's own method of the same name with an underscore.  cpu.py and cuda.py launch the kernels, reference.py
-is plain NumPy; networks and training know only this file.
+handed to the device's own method of the same name with an underscore.  cpu.py and cuda.py launch the kernels,
+numpy_backend.py is plain NumPy; networks and training know only this file.
 
 A `with backend.capture() as program:` block records operations instead of running them; `program.run(first, steps)` then
 runs the whole list for step = first, first + 1, ...: one call for many training steps.
