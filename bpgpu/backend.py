@@ -1,8 +1,8 @@
 """The seam: what a network asks of a device.
 
 `Backend` is about ten operations on arrays.  Each is checked here, once for all devices (shapes, dtypes, layout), and then
-handed to the device's own method of the same name with an underscore.  cpu.py and cuda.py launch the kernels, reference.py
-is plain NumPy; networks and training know only this file.
+handed to the device's own method of the same name with an underscore.  cpu.py and cuda.py launch the kernels,
+numpy_backend.py is plain NumPy; networks and training know only this file.
 
 A `with backend.capture() as program:` block records operations instead of running them; `program.run(first, steps)` then
 runs the whole list for step = first, first + 1, ...: one call for many training steps.
@@ -22,7 +22,7 @@ import numpy as np
 
 from .checks import nearest, on_gpu
 from .kernels.names import ACTIVATIONS, CHUNK, LOSSES
-from .shapes import check_hyper, check_layout, check_pair, check_states, sizes
+from .shapes import check_arrays, check_hyper, check_layout, check_pair, check_states, sizes
 
 Array = Any  # a NumPy array on "cpu" and "numpy", a CuPy array on "cuda"
 
@@ -108,6 +108,13 @@ class Backend(ABC):
     def _limit(self, steps: int) -> None:
         if self.recorder is not None:
             self.recorder.limit = min(self.recorder.limit, steps)
+
+    def _check_range(self, name: str, numbers: Array, end: int) -> None:
+        """ValueError: not all are in 0 .. end - 1.  In a capture they are not looked at: they are read when it runs."""
+        if self.recorder is None and not 0 <= int(numbers.min()) <= int(numbers.max()) < end:
+            found = self.to_numpy(numbers)
+            first = int(((found < 0) | (found >= end)).argmax())
+            raise ValueError(f"{name}[{first}] is {found[first]}; expected 0..{end - 1}")
 
     # -- arrays ----------------------------------------------------------------------------------------------------------
 
@@ -208,9 +215,11 @@ class Backend(ABC):
     ) -> tuple[Array, Array]:
         """The output layer:  dZ = scale dC/dz  and  losses = scale C,  for each example.
 
-        Z (n, o); y (n, o) targets, or for cross_entropy also (n,) int64 labels; scale (n) or (1), by default 1/n, the mean.
+        Z (n, o); y (n, o) targets, or for cross_entropy also (n,) int64 labels 0 .. o-1; scale (n) or (1), by default 1/n, the
+        mean.
         Gives dZ (n, o) and losses (n).  cross_entropy goes with softmax, binary_cross_entropy with sigmoid.
         """
+        check_arrays(y=y, scale=y if scale is None else scale)
         labels = y.ndim == 1
         s = sizes("Z n o, =dZ n o, =losses n", Z, dZ, losses)
         nearest(loss, LOSSES, "loss")
@@ -220,6 +229,7 @@ class Backend(ABC):
                 raise ValueError(f"labels go with the loss cross_entropy; {loss} takes targets y of shape (n, o)")
             if y.shape != (s["n"],) or y.dtype != np.int64:
                 raise ValueError(f"labels y have shape {y.shape} and dtype {y.dtype}; expected ({s['n']},) and int64")
+            self._check_range("labels y", y, s["o"])
         else:
             sizes("Z n o, y n o", Z, y)
         if scale is None:
@@ -298,6 +308,7 @@ class Backend(ABC):
         same call on a delta is the backward pass.
         """
         sizes("A n u, =target n u", A, target)
+        check_arrays(key=key)
         if not 0 < rate < 1:
             raise ValueError(f"the dropout rate is {rate!r}; expected a number between 0 and 1")
         if key.shape != (2,) or key.dtype != np.int64 or not 0 <= layer < 1 << 20:
@@ -339,6 +350,7 @@ class Backend(ABC):
 
         source (N, ...) and target (n, ...) of one dtype; order int64, each in 0..N-1.
         """
+        check_arrays(source=source, order=order, target=target)
         if source.shape[1:] != target.shape[1:] or source.dtype != target.dtype or order.dtype != np.int64 or not target.size:
             raise ValueError(
                 f"gather takes source and target of one dtype and row shape, not empty, and an int64 order; got "
@@ -350,6 +362,7 @@ class Backend(ABC):
             )
         for name, array in (("source", source), ("order", order), ("target", target)):
             check_layout(name, array, written=name == "target")
+        self._check_range("order", order, len(source))
         self._limit(len(order) // len(target))
         self._gather(source, order, target)
 
@@ -371,6 +384,7 @@ class Backend(ABC):
         dZ (n, o), norms (n) as example_norms gives them, limit (1), scale (n) or (1).
         """
         s = sizes("=dZ n o, norms n, limit 1", dZ, norms, limit)
+        check_arrays(scale=scale)
         if scale.shape not in ((1,), (s["n"],)) or scale.dtype != dZ.dtype:
             raise ValueError(f"scale has shape {scale.shape} and dtype {scale.dtype}; expected (1,) or (n,) of {dZ.dtype}")
         self._clip_examples(dZ, norms, limit, scale)

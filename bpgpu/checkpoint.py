@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .fitting import Run
 
 
-def identity(net: MLP, optimizer: Optimizer, arrays: Sequence[Any], validation: tuple[Any, Any] | None, **more: Any) -> Any:
+def identity(net: MLP, optimizer: Optimizer, arrays: Sequence[Any], validation: Sequence[Any] | None, **more: Any) -> Any:
     """What a run must have in common with the one that it goes on with, as JSON says it; of arrays their checksums.
 
     Functions cannot be compared: it is known only that there was one.
@@ -32,7 +32,7 @@ def identity(net: MLP, optimizer: Optimizer, arrays: Sequence[Any], validation: 
     facts = {name: getattr(net, name) for name in names} | {
         "dtype": net.dtype.name, "precision": net.backend.precision, "optimizer": type(optimizer).__name__,
         **vars(optimizer), **more,
-        "data": [None if array is None else _checksum(net, array) for array in arrays],
+        "data": [_checksum(net, array) for array in arrays],
         "validation_data": None if validation is None else [_checksum(net, array) for array in validation],
     }  # fmt: skip
     facts = {name: "a function" if callable(value) else value for name, value in facts.items()}
@@ -124,8 +124,10 @@ def _states(
     return pairs
 
 
-def _checksum(net: MLP, array: Array | Rows) -> int:
-    """Of the bytes of an array, the same wherever it is."""
+def _checksum(net: MLP, array: Array | Rows | None) -> int | None:
+    """Of the bytes of an array, the same wherever it is; None for none."""
+    if array is None:
+        return None
     value, blocks = 0, array.blocks() if isinstance(array, Rows) else [(0, net.backend.to_numpy(array))]
     for _, block in blocks:
         value = zlib.crc32(np.require(block, array.dtype, ["C"]).reshape(-1).view(np.uint8).data, value)

@@ -27,6 +27,7 @@ from .mlp import MLP
 from .optim import SGD
 from .random import SPLIT, permutation
 from .streams import Part, Rows
+from .tables import some
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"bpgpu: {error or type(error).__name__}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("bpgpu: interrupted; nothing was written", file=sys.stderr)
+        print("bpgpu: interrupted", file=sys.stderr)
         return 130
 
 
@@ -160,7 +161,7 @@ def _train(options: argparse.Namespace) -> int:
     if data.y is None:
         raise ValueError(f"{data.name} has no labels to train on")
     net = _network(options, data)
-    (X, y), validation, test = _parts(data, net.rows(data.X), options.validation, options.seed)
+    (X, y), validation, test = _parts(net, data, options.validation, options.seed)
     optimizer = SGD(options.learning_rate, options.momentum, weight_decay=options.weight_decay)
     print(f"{data.name}: {len(X):,} examples to train on, {len(validation[0]):,} to validate, {len(test[0]):,} to test")
     print(net)
@@ -191,13 +192,13 @@ def _train(options: argparse.Namespace) -> int:
             raise
         status = 2
         print(f"bpgpu: {error}", file=sys.stderr)
-    loss, accuracy = net.evaluate(*test)
-    print(f"test loss {loss:.4f}" + (f", test accuracy {accuracy:.2%}" if accuracy is not None else ""))
     try:
         net.save(options.output)
     except OSError as error:
         raise OSError(f"{error}; the network is {_saved_elsewhere(net, Path(options.output).name)}") from error
     print(f"saved {options.output}")
+    loss, accuracy = net.evaluate(*test)
+    print(f"test loss {loss:.4f}" + (f", test accuracy {accuracy:.2%}" if accuracy is not None else ""))
     return status
 
 
@@ -232,10 +233,10 @@ def _network(options: argparse.Namespace, data: Data) -> MLP:
     return net
 
 
-def _parts(data: Data, X: Any, share: float, seed: int) -> tuple[Any, Any, Any]:
-    """(X, y) to train on, to validate and to test; held out of the training data what the data set does not have."""
-    y = data.y
-    assert y is not None
+def _parts(net: MLP, data: Data, share: float, seed: int) -> tuple[Any, Any, Any]:
+    """(X, y) to train on, to validate and to test, all checked; what the data set lacks is held out of the training data."""
+    X = net.rows(data.X)
+    y = net.targets(data.y, len(X))
     order = permutation(seed, SPLIT, len(X))
     count = math.ceil(share * len(X))
     wanted = count if data.X_test is not None else 2 * count
@@ -249,7 +250,8 @@ def _parts(data: Data, X: Any, share: float, seed: int) -> tuple[Any, Any, Any]:
         return (Part(X, rows) if isinstance(X, Rows) else X[rows]), y[rows]
 
     if data.X_test is not None and data.y_test is not None:
-        test = data.X_test, data.y_test
+        X_test = net.rows(data.X_test, "X_test")
+        test = X_test, net.targets(data.y_test, len(X_test), "y_test")
     else:
         test, rest = part(rest[:count]), rest[count:]
     return part(rest), part(validation), test
@@ -273,7 +275,9 @@ def _predict(options: argparse.Namespace) -> int:
     print("\n".join(lines))
     if y is not None and data.classes and net.classes and not options.proba:
         right = sum(line == data.classes[label] for line, label in zip(lines, y, strict=True))
-        print(f"accuracy {right / len(lines):.2%} ({right} of {len(lines)})", file=sys.stderr)
+        strange = sorted({data.classes[label] for label in y} - set(net.classes))
+        note = f"; it does not know the labels {some(strange)}, its own are {some(list(net.classes))}" if strange else ""
+        print(f"accuracy {right / len(lines):.2%} ({right} of {len(lines)}){note}", file=sys.stderr)
     return 0
 
 

@@ -9,7 +9,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,9 @@ Array = np.ndarray[Any, Any]
 
 _HUGE = 1 << 21  # bytes of Linux's large pages
 _AHEAD = 4  # blocks below each other from which on B is packed ahead of a product
-_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+_GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+_QUOTAS = {"": ("cpu.max",), "cpu": ("cpu.cfs_quota_us", "cpu.cfs_period_us")}  # of cgroups v2 and v1: quota and period
+MOST_THREADS = 1024
 _READS = {  # what the finish of a product touches: the bytes between rows, and up to three matrices, as its job names them
     "dense_forward": ("A_row", "A", "Z"),
     "hidden_delta": ("saved_row", "saved", "dZ"),
@@ -33,18 +35,33 @@ _READS = {  # what the finish of a product touches: the bytes between rows, and 
 
 
 def thread_count() -> int:
-    """NUMBA_NUM_THREADS if set, otherwise the CPUs this process may use: its affinity and its cgroup's quota."""
+    """NUMBA_NUM_THREADS if set, otherwise the CPUs this process may use: its affinity and its cgroups' quotas."""
     if chosen := os.environ.get("NUMBA_NUM_THREADS"):
-        if not chosen.isdigit() or int(chosen) < 1:
-            raise ValueError(f"NUMBA_NUM_THREADS is {chosen!r}; expected a positive integer")
+        if not chosen.isdecimal() or not 1 <= int(chosen) <= MOST_THREADS:
+            raise ValueError(f"NUMBA_NUM_THREADS is {chosen!r}; expected a positive integer up to {MOST_THREADS}")
         return int(chosen)
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(count, MOST_THREADS, *(math.ceil(quota) for quota in _quotas())))
+
+
+def _quotas() -> Iterator[float]:
+    """How many CPUs the cgroups of this process may use together: of its own group and of all above it that have a quota."""
     try:
-        quota, period = _QUOTA.read_text().split()
-        count = min(count, math.ceil(int(quota) / int(period)))
-    except (OSError, ValueError):  # no cgroup, or no quota ("max")
-        pass
-    return max(1, count)
+        lines = _OWN_GROUPS.read_text().splitlines()  # such as "0::/a/b" (v2), "4:cpu,cpuacct:/a/b" (v1)
+    except OSError:  # no Linux
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        for controller in set(controllers.split(",")) & set(_QUOTAS):
+            group = PurePosixPath(path.lstrip("/"))
+            for folder in (group, *group.parents):  # in a container the own group may be the root, and the rest not be there
+                try:
+                    files = (_GROUPS / controller / folder / file for file in _QUOTAS[controller])
+                    quota, period = map(int, " ".join(file.read_text() for file in files).split())
+                except (OSError, ValueError):  # not there, or no quota ("max")
+                    continue
+                if quota > 0:  # -1: none
+                    yield quota / period
 
 
 def _address(array: Array) -> int:
@@ -152,10 +169,7 @@ class CPUProgram(Program):
     def _run(self, first_step: int, steps: int) -> None:
         if self._program is None:
             self._table = np.array([tuple(entry) for entry in self.entries], records.ENTRY)
-            self._program = new_record(
-                records.PROGRAM, entries=_address(self._table), length=len(self._table),
-                stages=np.count_nonzero(self._table["together"]),
-            )  # fmt: skip
+            self._program = new_record(records.PROGRAM, entries=_address(self._table), length=len(self._table))
         self._program["first_step"], self._program["last_step"] = first_step, first_step + steps
         if steps > 0 and self.entries:
             self._backend.team.run(self._program)
@@ -167,8 +181,9 @@ class CPUBackend(KernelBackend):
     name = "cpu"
 
     def __init__(self, threads: int | None = None) -> None:
-        if threads is not None and (not isinstance(threads, int) or threads < 1):
-            raise ValueError(f"threads is {threads!r}; expected a positive integer, or None for all CPUs of this process")
+        if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= MOST_THREADS):
+            expected = f"a positive integer up to {MOST_THREADS}, or None for all CPUs of this process"
+            raise ValueError(f"threads is {threads!r}; expected {expected}")
         super().__init__()
         self.threads = threads or thread_count()
         self._wanted = 6 * self.threads if self.threads > 1 else 1  # blocks of a product

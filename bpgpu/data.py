@@ -57,14 +57,16 @@ def load_data(path: str | os.PathLike[str], *, target: str | int | None = None, 
     `parquet`).
 
     target: the target column of a CSV or Parquet file, name or index; by default the one called label, target, class or y,
-        else the last. Text and integers there are labels (sorted into `classes`), other numbers targets.
+        else the last. Text and integers there are labels (sorted into `classes`), other numbers targets: also 1.0, as what
+        is measured or counted may be whole by chance; write 1 for a label.
     labels: False reads also where the labels are missing: y is then None. (A table's last column is then
         a target only if it is named so.)
 
     uint8 X are divided by 255, to [0, 1]; float64 X are kept, but in tables; others become float32; images are flattened.
     Data larger than memory: a .npy X, and a large X in a .npz that is not compressed, stay on the disk, memory-mapped; of a
     table or of X to be converted, what is over 64 MiB goes to a file in the folder for temporary files (TMPDIR), which is
-    then mapped and goes when X does. IDX files and y are in memory.
+    then mapped and goes when X does. IDX files and y are in memory. What is mapped is not compared with the checksum that
+    a .npz keeps of it, for that would be to read all of it.
     FileNotFoundError: no such path. ValueError, TypeError: with the file (and line) and what is expected.
     """
     if not (target is None or isinstance(target, str) or hasattr(target, "__index__")):

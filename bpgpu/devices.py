@@ -49,7 +49,7 @@ def _open(kind: str, index: int) -> Backend:
         from .cpu import CPUBackend
 
         return CPUBackend()
-    from .reference import NumPyBackend
+    from .numpy_backend import NumPyBackend
 
     return NumPyBackend()
 

@@ -74,8 +74,10 @@ def check_writable(path: str | os.PathLike[str], what: str = "") -> None:
         raise IsADirectoryError(f"{name} is a directory; expected the name of a file")
     if not folder.is_dir():
         raise FileNotFoundError(f"{name}: there is no directory {folder}; create it first")
-    if not os.access(folder, os.W_OK):
-        raise PermissionError(f"{name}: the directory {folder} cannot be written to")
+    try:
+        tempfile.NamedTemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise type(error)(f"{name}: the directory {folder} cannot be written to ({error.strerror})") from None
 
 
 def remove_leftovers(path: str | os.PathLike[str]) -> None:

@@ -76,7 +76,7 @@ class Run:
 
     def __init__(
         self, net: MLP, data: Epochs, optimizer: Optimizer, trainer: Trainer, epochs: int, *,
-        shuffle: Order, validation: tuple[Any, Any] | None, callbacks: list[Callback], identity: dict[str, Any],
+        shuffle: Order, validation: tuple[Any, Any, Any] | None, callbacks: list[Callback], identity: dict[str, Any],
     ) -> None:  # fmt: skip
         self.net, self.data, self.optimizer, self.trainer, self.epochs = net, data, optimizer, trainer, epochs
         self.shuffle, self.validation, self.callbacks, self.identity = shuffle, validation, callbacks, identity
@@ -148,7 +148,10 @@ class Run:
                     self.remember()
         if not np.isfinite(net.backend.to_numpy(net.theta)).all():
             raise self.diverged(data.steps)
-        loss, accuracy = (None, None) if self.validation is None else net.evaluate(*self.validation)
+        loss, accuracy = None, None
+        if self.validation is not None:
+            X, y, weight = self.validation
+            loss, accuracy = net.evaluate(X, y, sample_weight=weight)
         with whole():
             self.untold = self.callbacks
             net.epochs_trained += 1
@@ -247,7 +250,7 @@ def fit(
     batch_size: int,
     micro_batch: int | None,
     optimizer: Optimizer | None,
-    validation_data: tuple[Any, Any] | None,
+    validation_data: tuple[Any, ...] | None,
     sample_weight: Any,
     class_weight: Any,
     label_smoothing: float,
@@ -262,7 +265,7 @@ def fit(
 
     micro_batch      how many examples go through the network at a time, a multiple of 256: for batches that do not fit in
                      memory; the result does not depend on it, to the bit
-    validation_data  (X, y): loss and accuracy on it after each epoch
+    validation_data  (X, y) or (X, y, sample_weight): loss and accuracy on it after each epoch, the loss weighted
     sample_weight    (n,), none negative
     class_weight     {label: weight}, a weight for each class, or "balanced": the weight of an example is multiplied by it
     label_smoothing  the share of each target that is spread over all classes (Szegedy et al., CVPR 2016)
@@ -296,6 +299,8 @@ def fit(
     epochs, batch_size = count("epochs", epochs), count("batch_size", batch_size)
     if micro_batch is not None and (not isinstance(micro_batch, (int, np.integer)) or micro_batch < 1 or micro_batch % CHUNK):
         raise ValueError(f"micro_batch is {micro_batch!r}; expected a multiple of {CHUNK}, or None")
+    if not isinstance(shuffle, (bool, np.bool_)) and not callable(shuffle):
+        raise TypeError(f"shuffle is {shuffle!r}; expected True, False or a function of the epoch that gives its order")
     if y is None:
         if not isinstance(X, Iterable) or hasattr(X, "shape"):
             raise TypeError(f"y is a NoneType; X alone must be an iterable of batches (X, y), not a {type(X).__name__}")
@@ -313,11 +318,13 @@ def fit(
         told.insert(0, Best(restore=restore_best))
     spare, validation = Observer.room(net, len(X)), None
     if validation_data is not None:
-        if not isinstance(validation_data, (tuple, list)) or len(validation_data) != 2:
-            raise TypeError("validation_data must be a pair (X, y)")
-        rows = net.rows(validation_data[0])
-        validation = rows, net.targets(validation_data[1], len(rows))
-        spare = max(spare, net.evaluation_bytes(len(rows)))
+        if not isinstance(validation_data, (tuple, list)) or len(validation_data) not in (2, 3):
+            raise TypeError("validation_data must be (X, y) or (X, y, sample_weight)")
+        Xv, yv, wv = (*validation_data, None)[:3]
+        n = len(Xv := net.rows(Xv, "validation X"))
+        yv = net.targets(yv, n, "validation y")
+        validation = Xv, yv, None if wv is None else net.sample_weights(wv, n, "validation sample_weight")
+        spare = max(spare, net.evaluation_bytes(n))
     optimizer = optimizer or SGD(0.05, momentum=0.9)
     trainer = net.trainer(optimizer)
     trainer.clip = check_limit(clip_per_example)

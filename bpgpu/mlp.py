@@ -165,8 +165,13 @@ class MLP:
         return weights, biases
 
     def _initial_theta(self, initializer: str | Initializer) -> np.ndarray[Any, Any]:
-        """Biases 0, weights as initializers.py makes them."""
-        theta = np.zeros(sum(i * o + o for i, o in self.shapes), self.dtype)
+        """Biases 0, weights as initializers.py makes them.  MemoryError: there is no room for so many."""
+        count = sum(i * o + o for i, o in self.shapes)
+        try:
+            theta = np.zeros(count, self.dtype)
+        except (MemoryError, ValueError):  # more than there is, more than an array can have
+            what = f"layers {list(self.layers)} have {count:,} parameters of {self.dtype}"
+            raise MemoryError(f"{what}, {readable_bytes(count * self.dtype.itemsize)}; take smaller layers") from None
         weights, _ = self.views(theta)
         for l, (W, name) in enumerate(zip(weights, (*self.activations, self.output_activation), strict=True)):
             W[:] = initializers.weights(initializer, name, self.seed, l, W.shape, self.dtype)
@@ -292,7 +297,7 @@ class MLP:
         batch_size: int = 128,
         micro_batch: int | None = None,
         optimizer: Optimizer | None = None,
-        validation_data: tuple[Any, Any] | None = None,
+        validation_data: tuple[Any, ...] | None = None,
         sample_weight: Any = None,
         class_weight: Any = None,
         label_smoothing: float = 0.0,
@@ -384,31 +389,33 @@ class MLP:
         """X (n, inputs) as a checked array of the network's dtype, on the host or on the GPU as it was given."""
         return self.rows(X)[:]
 
-    def rows(self, X: Any) -> Array | Rows:
+    def rows(self, X: Any, name: str = "X") -> Array | Rows:
         """X as matrix() gives it, but Rows of a memory map or a sparse matrix, which are read when they are used."""
-        X = self.backend.adopt(X, "X")
-        rows = as_rows(X, dtype=self.dtype, width=self.layers[0])
-        return as_matrix(X, dtype=self.dtype, width=self.layers[0]) if rows is None else rows
+        X = self.backend.adopt(X, name)
+        rows = as_rows(X, dtype=self.dtype, width=self.layers[0], name=name)
+        return as_matrix(X, dtype=self.dtype, width=self.layers[0], name=name) if rows is None else rows
 
-    def targets(self, y: Any, n: int) -> Array:
+    def targets(self, y: Any, n: int, name: str = "y") -> Array:
         """y as the loss wants it: int64 labels (n,) for cross_entropy if they are labels, otherwise (n, outputs).
 
         Labels (n,) for several outputs mean rows of 0 and one 1, for any loss.  On the host or the GPU, as it was given.
         """
         outputs = self.layers[-1]
-        y = self.backend.adopt(y, "y")
-        y = y if hasattr(y, "shape") else as_numbers(y, "y")
+        y = self.backend.adopt(y, name)
+        y = y if hasattr(y, "shape") else as_numbers(y, name)
         shape = tuple(y.shape)
         if outputs > 1 and (len(shape) < 2 or shape[1:] == (1,)):
-            labels = as_labels(y, n=n, classes=outputs)
+            labels = as_labels(y, n=n, classes=outputs, name=name)
             return labels if self.loss == "cross_entropy" else self.one_hot(labels, outputs)
-        targets = as_targets(y, n=n, width=outputs, dtype=self.dtype)
+        targets = as_targets(y, n=n, width=outputs, dtype=self.dtype, name=name)
         if self.loss in _OUTPUTS and (targets.min() < 0 or targets.max() > 1):
-            raise ValueError(f"y has values from {targets.min()} to {targets.max()}; {self.loss} expects probabilities, 0 to 1")
+            found = f"{targets.min()} to {targets.max()}"
+            raise ValueError(f"{name} has values from {found}; {self.loss} expects probabilities, 0 to 1")
         if self.loss == "cross_entropy":
             worst = int(np.abs(targets.sum(axis=1) - 1).argmax())
             if abs((total := float(targets[worst].sum())) - 1) > 1e-3:
-                raise ValueError(f"the probabilities y[{worst}] add up to {total:g}; expected 1 in every row, or labels (n,)")
+                row = f"the probabilities {name}[{worst}]"
+                raise ValueError(f"{row} add up to {total:g}; expected 1 in every row, or labels (n,)")
         return targets
 
     def one_hot(self, labels: Array, classes: int) -> Array:
@@ -425,9 +432,9 @@ class MLP:
             return np.full(1, 1 / n if self.reduction == "mean" else 1, self.dtype)
         return self.normalized(self.sample_weights(sample_weight, n))
 
-    def sample_weights(self, weight: Any, n: int) -> np.ndarray[Any, Any]:
+    def sample_weights(self, weight: Any, n: int, name: str = "sample_weight") -> np.ndarray[Any, Any]:
         """One checked weight for each example, on the host: they are few."""
-        return as_weights(self.on_host(weight, "sample_weight"), n=n, dtype=self.dtype)
+        return as_weights(self.on_host(weight, name), n=n, dtype=self.dtype, name=name)
 
     def on_host(self, array: Any, name: str) -> Any:
         """What a caller gives; an array on the GPU is copied to the host."""

@@ -110,11 +110,11 @@ def gradients(net: MLP, X: Any, y: Any) -> HostArray:
     check_memory(wanted, f"the gradients of {n:,} examples, {net.theta.size:,} parameters each,", instead)
     a, deltas = both_passes(net, net.backend.asarray(X), net.targets(y, n))
     result = np.empty((n, net.theta.size), net.dtype)
-    for row in range(n):
-        dW, db = net.views(result[row])
-        for l, delta in enumerate(deltas):
-            np.multiply.outer(host(a[l])[row], host(delta)[row], out=dW[l])
-            db[l][:] = host(delta)[row]
+    of_rows = [net.views(row) for row in result]
+    for l in range(len(deltas)):
+        for (dW, db), x, delta in zip(of_rows, host(a[l]), host(deltas[l]), strict=True):
+            np.multiply.outer(x, delta, out=dW[l])
+            db[l][:] = delta
     return result
 
 

@@ -13,9 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .backend import Backend, Program, States
-from .kernels.names import CHUNK, HYPER
-from .random import DROPOUT, mask
+from .kernels.names import HYPER
 
 Array = np.ndarray[Any, Any]
 erf = np.vectorize(math.erf, otypes=[float])
@@ -66,139 +64,38 @@ def softmax(z: Array) -> Array:
     return np.asarray(e / e.sum(axis=1, keepdims=True))
 
 
-class NumPyProgram(Program):
-    """A list of operations to be called again, with the number of the step."""
-
-    def __init__(self) -> None:
-        self.operations: list[Callable[[int], None]] = []
-
-    def _run(self, first_step: int, steps: int) -> None:
-        for step in range(first_step, first_step + steps):
-            for operation in self.operations:
-                operation(step)
+# -- the forward pass
 
 
-class NumPyBackend(Backend):
-    name = "numpy"
+def dense_forward(X: Array, W: Array, b: Array, activation: str) -> tuple[Array, Array]:
+    """A = f(Z), and Z."""
+    Z = X @ W + b
+    return F[activation][0](Z), Z
 
-    def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        return np.empty(shape, dtype)
 
-    def asarray(self, array: Any) -> Array:
-        return np.ascontiguousarray(array)
+# -- the backward pass
 
-    def copy(self, array: Array) -> Array:
-        return array.copy()
 
-    def write(self, target: Array, source: Any) -> None:
-        np.copyto(target, source)
+def output_delta(Z: Array, y: Array, loss: str, activation: str, scale: Array) -> tuple[Array, Array]:
+    """dZ of the output layer and the losses, for targets y (n, o) or labels (n)."""
+    target = np.eye(Z.shape[1], dtype=Z.dtype)[y] if y.ndim == 1 else y
+    a = softmax(Z) if activation == "softmax" else F[activation][0](Z)
+    saved = Z if activation in ("gelu", "silu") else a
+    gain = 1 if loss.endswith("cross_entropy") else F[activation][1](saved)  # there f' cancels: dC/dz = a - y
+    cost, slope = C[loss]
+    return slope(a, target) * gain * scale[:, None], scale * cost(Z, a, target).sum(axis=1)
 
-    def to_numpy(self, array: Array) -> Array:
-        return array
 
-    def _new_program(self) -> NumPyProgram:
-        return NumPyProgram()
+def hidden_delta(dZ: Array, W: Array, saved: Array, activation: str) -> Array:
+    return dZ @ W.T * F[activation][1](saved)
 
-    def _do(self, operation: Callable[[int], None]) -> None:
-        recorder = self.recorder
-        if isinstance(recorder, NumPyProgram):
-            recorder.operations.append(operation)
-        else:
-            operation(0)
 
-    def _dense_forward(self, X: Array, W: Array, b: Array, activation: str, A: Array, Z: Array | None) -> None:
-        def forward(step: int) -> None:
-            z = X @ W + b
-            A[:] = F[activation][0](z)
-            if Z is not None:
-                Z[:] = z
+# -- the product of both, and descent
 
-        self._do(forward)
 
-    def _activate(self, Z: Array, activation: str, A: Array) -> None:
-        f = softmax if activation == "softmax" else F[activation][0]
-        self._do(lambda step: np.copyto(A, f(Z)))
-
-    def _output_delta(self, Z: Array, y: Array, loss: str, activation: str, scale: Array, dZ: Array, losses: Array) -> None:
-        cost, slope = C[loss]
-
-        def delta(step: int) -> None:
-            target = np.eye(Z.shape[1], dtype=Z.dtype)[y] if y.ndim == 1 else y
-            a = softmax(Z) if activation == "softmax" else F[activation][0](Z)
-            saved = Z if activation in ("gelu", "silu") else a
-            gain = 1 if loss.endswith("cross_entropy") else F[activation][1](saved)  # there f' cancels: dC/dz = a - y
-            losses[:] = scale * cost(Z, a, target).sum(axis=1)
-            dZ[:] = slope(a, target) * gain * scale[:, None]
-
-        self._do(delta)
-
-    def _hidden_delta(self, dZ: Array, W: Array, saved: Array, activation: str, dZ_below: Array) -> None:
-        self._do(lambda step: np.copyto(dZ_below, dZ @ W.T * F[activation][1](saved)))
-
-    def _dense_gradient(self, X: Array, dZ: Array, dW: Array, db: Array, add: bool) -> None:
-        def gradient(step: int) -> None:
-            dW[:] = X.T @ dZ + (dW if add else 0)
-            db[:] = dZ.sum(axis=0) + (db if add else 0)
-
-        self._do(gradient)
-
-    def _dense_update(self, X: Array, dZ: Array, W: Array, b: Array, rule: str, hyper: Array, states: States) -> None:
-        self._do(lambda step: descend(W, X.T @ dZ, rule, hyper[0], [of_W for of_W, _ in states]))
-        self._do(lambda step: descend(b, dZ.sum(axis=0), rule, hyper[1], [of_b for _, of_b in states]))
-
-    def _update(self, parameter: Array, gradient: Array, rule: str, hyper: Array, states: Sequence[Array]) -> None:
-        self._do(lambda step: descend(parameter, gradient, rule, hyper, states))
-
-    def _squares(self, numbers: Array, sums: Array) -> None:
-        def square(step: int) -> None:
-            sums[:] = np.add.reduceat(numbers**2, np.arange(0, len(numbers), CHUNK))
-
-        self._do(square)
-
-    def _clip(self, gradient: Array, limits: Array, total: Array) -> None:
-        def clip(step: int) -> None:
-            norm = np.sqrt(total[step])
-            gradient[:] = np.clip(gradient * (limits[0] / norm if norm > limits[0] else 1), -limits[1], limits[1])
-
-        self._do(clip)
-
-    def _max_norm(self, W: Array, limit: Array) -> None:
-        def shorten(step: int) -> None:
-            norm = np.sqrt((W**2).sum(axis=0))
-            W[:] *= np.where(norm > limit, limit / np.maximum(norm, np.finfo(W.dtype).tiny), 1)
-
-        self._do(shorten)
-
-    def _dropout(self, A: Array, rate: float, key: Array, layer: int, first: int, target: Array) -> None:
-        def drop(step: int) -> None:
-            seed, begin = (int(number) for number in key.view(np.uint64))
-            kept = mask(seed, DROPOUT + (layer << 40) + begin + step, (first + A.size,), rate)[first:].reshape(A.shape)
-            target[:] = np.where(kept, A * A.dtype.type(1 / (1 - rate)), 0)
-
-        self._do(drop)
-
-    def _gather(self, source: Array, order: Array, target: Array) -> None:
-        n = len(target)
-        self._do(lambda step: np.copyto(target, source[order[step * n : (step + 1) * n]]))
-
-    def _example_norms(self, X: Array, dZ: Array, norms: Array, add: bool) -> None:
-        def squares(step: int) -> None:
-            norms[:] = (norms if add else 0) + ((X * X).sum(axis=1) + 1) * (dZ * dZ).sum(axis=1)
-
-        self._do(squares)
-
-    def _clip_examples(self, dZ: Array, norms: Array, limit: Array, scale: Array) -> None:
-        def shorten(step: int) -> None:
-            norm, allowed = np.sqrt(norms), limit * scale
-            dZ[:] = dZ * np.divide(allowed, norm, out=np.ones_like(norm), where=norm > allowed)[:, None]
-
-        self._do(shorten)
-
-    def _total(self, numbers: Array, target: Array) -> None:
-        def total(step: int) -> None:
-            target[step] = numbers.sum()
-
-        self._do(total)
+def dense_gradient(X: Array, dZ: Array) -> tuple[Array, Array]:
+    """dW and db."""
+    return X.T @ dZ, dZ.sum(axis=0)
 
 
 def descend(w: Array, g: Array, rule: str, hyper: Array, states: Sequence[Array]) -> None:

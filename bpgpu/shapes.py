@@ -35,6 +35,12 @@ def check_hyper(found: dict[str, int]) -> None:
         raise ValueError(f"hyper has {found['h']} numbers; expected {len(HYPER)}: {', '.join(HYPER)}")
 
 
+def check_arrays(**arrays: Any) -> None:
+    for name, array in arrays.items():
+        if not hasattr(array, "dtype") or not hasattr(array, "flags"):
+            raise TypeError(f"{name} is a {type(array).__name__}; expected an array of the backend")
+
+
 def check_layout(name: str, array: Any, *, written: bool) -> None:
     if not array.flags.c_contiguous:
         raise ValueError(f"{name} is not C-contiguous; pass numpy.ascontiguousarray({name})")
@@ -54,8 +60,7 @@ def sizes(spec: str, *arrays: Any) -> dict[str, int]:
         written, name = name.startswith("="), name.lstrip("=")
         if array is None:
             continue
-        if not hasattr(array, "dtype") or not hasattr(array, "flags"):
-            raise TypeError(f"{name} is a {type(array).__name__}; expected an array of the backend")
+        check_arrays(**{name: array})
         if str(array.dtype) not in DTYPES or (dtype is not None and array.dtype != dtype):
             raise TypeError(f"{name} has dtype {array.dtype}; expected {dtype or 'float32 or float64'}, one for all")
         dtype = array.dtype

@@ -54,10 +54,11 @@ class Target:
     def result(self, bad: Callable[[Any, str, str], ValueError]) -> tuple[np.ndarray, tuple[str, ...] | None]:
         """Labels (n,) int64 and their names, or float64 targets (n,) and None.  `bad` makes the error of a cell."""
         keys: list[Any] = list(self.codes)
-        try:
-            keys = [int(key) for key in keys]
-        except ValueError:
-            self.real = self.real or self.text is None
+        if self.text is None:
+            try:
+                keys = [int(key) for key in keys]
+            except ValueError:
+                self.real = True
         wrong = [cell for cell in (self.infinite, self.text if self.real else self.empty) if cell is not None]
         if wrong:
             expected = "a finite number, as elsewhere in this column" if self.real else "a label or a number"
@@ -111,6 +112,8 @@ def load_csv(path: Path, target: str | int | None, labels: bool) -> Table:
         if t is not None:
             y.add(row.pop(t).strip(), line)
         try:
+            if "_" in "".join(row):  # which float() would skip: 1_000 is text elsewhere
+                raise ValueError
             values.extend(map(float, row))
         except ValueError:
             j = next(j for j, cell in enumerate(row) if _number(cell) is None)
@@ -155,7 +158,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _number(cell: str) -> float | None:
     try:
-        return float(cell)
+        return None if "_" in cell else float(cell)
     except ValueError:
         return None
 

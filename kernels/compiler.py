@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import sys
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -103,6 +106,23 @@ def _announce() -> None:
         print(f"bpgpu: compiling CPU kernels for this machine (some seconds, once; {kept})", file=sys.stderr, flush=True)
 
 
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C comes at the end of the block: Python cannot raise it in the functions that LLVM calls back, where it is lost."""
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed: list[Any] = []
+    signal.signal(signal.SIGINT, lambda *signals: pressed.append(signals))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if pressed:
+            handler(*pressed[0])
+
+
 def _compile(function: Callable[..., None]) -> tuple[str, bytes]:
     """Symbol and object code of a Python function whose parameters are all integers."""
     from numba.core import compiler, types
@@ -141,6 +161,7 @@ def address(name: str, make: Callable[[], Callable[..., None]]) -> int:
     kept = _read(name)
     if kept is None:
         _announce()
-        kept = _compile(make())
-        _write(name, *kept)
+        with _uninterrupted():
+            kept = _compile(make())
+            _write(name, *kept)
     return _load(*kept)

@@ -23,7 +23,7 @@ TEAM = _apart(
     "acquire", "release", "never", "quit",
 )  # fmt: skip
 MEMBER = _apart("asleep", "lock", "scratch")
-PROGRAM = _words("entries", "length", "stages", "first_step", "last_step")
+PROGRAM = _words("entries", "length", "first_step", "last_step")
 ENTRY = _words("kernel", "job", "items", "together", "all_items")  # the last two in the first entry of a stage, otherwise 0
 
 # operations (the file of the same name says what each field means)

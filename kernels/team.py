@@ -9,6 +9,8 @@ starts the next stage:
 So whole steps, or a whole epoch, are one call without Python in between, and nobody is waited for but a thread that holds an
 item: where another process has taken a CPU away, the others do its share.  The ticket that threads add to holds the number of
 the running stage (counted through all programs) and of its next item, so a thread that comes late cannot take one twice.
+Either has some 32 bits.  Numbers of stages begin again at 0 after 2^31 of them, hours of the smallest networks: they are
+compared for being the same alone, and no thread is late by so many.
 There are two tickets, for the first and the second half of the items: half of the threads begin with either, so that a thread
 mostly finds in its cache what it wrote in the stage, or the step, before; then it helps with the other half.
 
@@ -99,9 +101,11 @@ def atomic_load(typingctx: Any, address: Any) -> Any:
     return types.intp(types.intp), emit
 
 
-ITEM_BITS = 24  # of a ticket; the bits above number the stages
-ITEM_MASK = (1 << ITEM_BITS) - 1
-TICKETS, DONE, ITEMS, RUNNING, QUIT = (offset(TEAM, f) for f in ("first_ticket", "done", "items", "running", "quit"))
+ITEM_BITS = 32  # of a ticket; the bits above number the stages
+ITEM_MASK, STAGE_MASK = (1 << ITEM_BITS) - 1, (1 << (63 - ITEM_BITS)) - 1
+TICKETS, DONE, ITEMS, RUNNING, OPEN, QUIT = (
+    offset(TEAM, field) for field in ("first_ticket", "done", "items", "running", "program", "quit")
+)
 LINE = offset(TEAM, "second_ticket") - TICKETS
 ASLEEP = offset(MEMBER, "asleep")
 MEMBER_SIZE, ENTRY_SIZE = MEMBER.itemsize, ENTRY.itemsize
@@ -124,6 +128,7 @@ def start(team: int, number: int, entry: int, step: int) -> None:
 @njit
 def advance(team: int, number: int) -> None:
     """Stage `number` is done: start the next one, or end the program."""
+    following = (number + 1) & STAGE_MASK
     shared = record(TEAM, team)
     plan = record(PROGRAM, shared.program)
     entry, step = shared.entry + record(ENTRY, shared.entry).together * ENTRY_SIZE, shared.step
@@ -131,13 +136,13 @@ def advance(team: int, number: int) -> None:
         entry, step = plan.entries, step + 1
     atomic_exchange(team + DONE, 0)
     if step < plan.last_step:
-        start(team, number + 1, entry, step)
+        start(team, following, entry, step)
     else:
-        shared.program = 0
         atomic_exchange(team + ITEMS, 0)
-        atomic_exchange(team + TICKETS, (number + 1) << ITEM_BITS)
-        atomic_exchange(team + TICKETS + LINE, (number + 1) << ITEM_BITS)
-        atomic_exchange(team + RUNNING, number + 1)  # last: the leader may open the next program from here on
+        atomic_exchange(team + TICKETS, following << ITEM_BITS)
+        atomic_exchange(team + TICKETS + LINE, following << ITEM_BITS)
+        atomic_exchange(team + RUNNING, following)
+        atomic_exchange(team + OPEN, 0)  # last: the leader may open the next program from here on
 
 
 @njit
@@ -183,16 +188,14 @@ def leader() -> Callable[..., None]:
         """What the calling thread does: open the program, wake who sleeps, and work until it has ended."""
         shared, plan = record(TEAM, team), record(PROGRAM, program)
         shared.program = program
-        first = atomic_load(team + RUNNING) + 1
-        end = first + plan.stages * (plan.last_step - plan.first_step)
-        start(team, first, plan.entries, plan.first_step)
+        start(team, (atomic_load(team + RUNNING) + 1) & STAGE_MASK, plan.entries, plan.first_step)
         for rank in range(1, shared.size):
             member = shared.members + rank * MEMBER_SIZE
             if atomic_exchange(member + ASLEEP, 0) == 1:
                 call_lock(shared.release, record(MEMBER, member).lock, 0)
         scratch = scratch_of(team, 0)
         number, spins = work(team, 0, scratch), 0
-        while atomic_load(team + RUNNING) != end:
+        while atomic_load(team + OPEN) != 0:
             spins += 1
             if atomic_load(team + RUNNING) != number:
                 number, spins = work(team, 0, scratch), 0

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import bpgpu
-from bpgpu import files
+from bpgpu import checkpoint
 from bpgpu.certificate import Check, certify, report
 from bpgpu.cli import main
 from bpgpu.cpu import CPUBackend
@@ -121,7 +121,7 @@ def test_a_wrong_slope_of_a_loss_is_caught(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("forgotten", ["state", "epoch", "steps", "steps_taken"])
 def test_a_resume_that_forgets_is_caught(forgotten: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = files.load_run
+    right = checkpoint.load_run
 
     def wrong(path: Any) -> Any:
         header, tensors = right(path)
@@ -129,7 +129,7 @@ def test_a_resume_that_forgets_is_caught(forgotten: str, monkeypatch: pytest.Mon
         assert len(kept) < len(tensors) or header[forgotten] > 0
         return header | ({forgotten: 0} if forgotten in header else {}), kept
 
-    monkeypatch.setattr(files, "load_run", wrong)
+    monkeypatch.setattr(checkpoint, "load_run", wrong)
     assert failed(certify()) == {"resume"}
 
 

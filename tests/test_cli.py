@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,6 +125,57 @@ def test_errors_are_one_sentence(
     assert error.startswith("bpgpu: ") and error.count("\n") == 1
     assert any(part in error for part in message.split("|"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [("X", r" X\[7, 1\] is"), ("y", r" y\[7\] is"), ("X_test", r" X_test\[7, 1\] is"), ("y_test", r" y_test\[7\] is")],
+)
+def test_bad_numbers_are_named_where_the_file_has_them_before_any_training(
+    where: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arrays = {"X": np.ones((100, 2)), "y": np.ones(100), "X_test": np.ones((20, 2)), "y_test": np.ones(20)}
+    arrays[where][(7, 1)[: arrays[where].ndim]] = np.nan
+    np.savez(tmp_path / "d.npz", **arrays)
+    assert main(["train", "--data", str(tmp_path / "d.npz"), *SMALL, "--output", str(tmp_path / "m.safetensors")]) == 2
+    out, error = capsys.readouterr()
+    assert re.search(message, error) and error.count("\n") == 1 and "epoch" not in out
+    assert [file.name for file in tmp_path.iterdir()] == ["d.npz"]
+
+
+def test_the_model_is_kept_if_the_test_is_interrupted(
+    blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, plain = tmp_path / "m.safetensors", bpgpu.MLP.evaluate
+
+    def evaluate(*arguments: Any, **options: Any) -> Any:
+        if model.exists():
+            raise KeyboardInterrupt
+        return plain(*arguments, **options)
+
+    monkeypatch.setattr(bpgpu.MLP, "evaluate", evaluate)
+    assert main(["train", "--data", str(blobs), *SMALL, "--output", str(model)]) == 130
+    assert bpgpu.load(model).epochs_trained == 20
+    assert capsys.readouterr().err == "bpgpu: interrupted\n"
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc here")
+def test_a_place_where_no_file_can_be_made_is_refused_before_any_training(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--output", "/proc/model.safetensors"]) == 2  # also as root, whom no permissions hold back
+    out, error = capsys.readouterr()
+    assert error.startswith("bpgpu: --output /proc/model.safetensors: the directory /proc cannot be written to (")
+    assert out == "" and error.count("\n") == 1
+
+
+def test_labels_that_the_model_does_not_know_are_said(blobs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, other = tmp_path / "m.safetensors", tmp_path / "other.csv"
+    assert main(["train", "--data", str(blobs), *SMALL, "--output", str(model)]) == 0
+    other.write_text(blobs.read_text().replace("bee", "wasp"))
+    capsys.readouterr()
+    assert main(["predict", str(model), "--target", "kind", str(blobs)]) == 0
+    assert "does not know" not in capsys.readouterr().err
+    assert main(["predict", str(model), "--target", "kind", str(other)]) == 0
+    assert capsys.readouterr().err.endswith("); it does not know the labels wasp, its own are ant, bee, cat\n")
 
 
 @pytest.mark.parametrize("sizes", ["a", "10,", "0,5", "-3", ""])

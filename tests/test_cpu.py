@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from bpgpu import cpu
-from bpgpu.cpu import CPUBackend, thread_count
+from bpgpu.cpu import CPUBackend, CPUProgram, thread_count
 
 ROOT = Path(__file__).parent.parent
 TRAIN = """
@@ -40,24 +40,49 @@ def python(code: str, folder: Path = ROOT, **environment: str) -> subprocess.Com
 def test_thread_count_respects_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NUMBA_NUM_THREADS", "3")
     assert thread_count() == 3 == CPUBackend().threads
-    for wrong in ("0", "-1", "many"):
+    for wrong in ("0", "-1", "many", "1000000"):
         monkeypatch.setenv("NUMBA_NUM_THREADS", wrong)
         with pytest.raises(ValueError, match=f"NUMBA_NUM_THREADS is '{wrong}'; expected a positive integer"):
             thread_count()
 
 
-@pytest.mark.parametrize(("quota", "expected"), [("max 100000", None), ("100000 100000", 1), ("150000 100000", 2), ("", None)])
-def test_thread_count_respects_the_quota(
-    quota: str, expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+QUOTAS = {  # /proc/self/cgroup, files below /sys/fs/cgroup, how many threads are left of 8 CPUs
+    "no Linux": (None, {}, 8),
+    "none": ("0::/a\n", {"a/cpu.max": "max 100000"}, 8),
+    "of its own": ("0::/a/b\n", {"a/b/cpu.max": "150000 100000", "cpu.max": "max 100000"}, 2),
+    "of a group above": ("0::/a/b/c\n", {"a/b/c/cpu.max": "max 100000", "a/cpu.max": "300000 100000"}, 3),
+    "the smallest": ("0::/a/b\n", {"a/b/cpu.max": "500000 100000", "a/cpu.max": "200000 100000"}, 2),
+    "in a container": ("0::/\n", {"cpu.max": "100000 100000"}, 1),
+    "of a path that is not here": ("0::/../b\n", {"cpu.max": "100000 100000"}, 1),
+    "damaged": ("0::/\n", {"cpu.max": ""}, 8),
+    "version 1": (
+        "3:memory:/m\n2:cpu,cpuacct:/a/b\n1:name=systemd:/\n",
+        {"cpu/a/b/cpu.cfs_quota_us": "-1\n", "cpu/a/b/cpu.cfs_period_us": "100000\n",
+         "cpu/a/cpu.cfs_quota_us": "250000\n", "cpu/a/cpu.cfs_period_us": "100000\n"},
+        3,
+    ),
+    "both versions": (
+        "1:cpu:/docker/x\n0::/\n", {"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000", "cpu.max": "max 1"}, 1
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", QUOTAS)
+def test_thread_count_respects_the_quotas(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, files, expected = QUOTAS[case]
     monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
-    (tmp_path / "cpu.max").write_text(quota)
-    monkeypatch.setattr(cpu, "_QUOTA", tmp_path / "cpu.max")
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    assert thread_count() == min(available, expected or available)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    monkeypatch.setattr(cpu, "_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(cpu, "_OWN_GROUPS", tmp_path / "own")
+    if own is not None:
+        (tmp_path / "own").write_text(own)
+    for name, text in files.items():
+        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / name).write_text(text)
+    assert thread_count() == expected
 
 
-@pytest.mark.parametrize("threads", [0, -2, 1.5, "2"])
+@pytest.mark.parametrize("threads", [0, -2, 1.5, "2", 10**6])
 def test_threads_must_be_a_positive_integer(threads: object) -> None:
     with pytest.raises(ValueError, match="expected a positive integer"):
         CPUBackend(threads)  # type: ignore[arg-type]
@@ -103,6 +128,26 @@ def test_a_program_knows_how_many_steps_it_has() -> None:
             program.run(first, steps)
 
 
+def test_every_item_of_a_long_stage_is_done_once() -> None:
+    """As many as a matrix of one column and 2^28 rows has."""
+
+    def count(job: int, scratch: int, step: int, item: int) -> None:
+        add(job, 1)
+        add(job + 8, item)
+
+    from bpgpu.kernels import compiler
+    from bpgpu.kernels.team import atomic_add as add
+
+    backend, items, found = CPUBackend(threads=1), 2**25 + 66, np.zeros(2, np.int64)
+    program = CPUProgram(backend)
+    program.add(compiler._load(*compiler._compile(count)), found, items, ())
+    thread = threading.Thread(target=program.run, daemon=True)
+    thread.start()
+    thread.join(timeout=100)
+    assert not thread.is_alive()
+    assert found.tolist() == [items, items * (items - 1) // 2]
+
+
 def test_captures_do_not_nest_and_end_with_their_block() -> None:
     backend = CPUBackend(threads=1)
     with backend.capture(), pytest.raises(RuntimeError, match="do not nest"), backend.capture():
@@ -137,6 +182,25 @@ def test_damaged_kernels_are_compiled_again(tmp_path: Path) -> None:
     again = python(TRAIN, BPGPU_CACHE_DIR=str(tmp_path))
     assert again.stdout.split()[0] == good and "compiling" in again.stderr
     assert python(TRAIN, BPGPU_CACHE_DIR=str(tmp_path)).stderr == ""
+
+
+def test_ctrl_c_while_compiling_comes_after_it(tmp_path: Path) -> None:
+    """Within it comes to functions that LLVM calls back, where Python can but print it."""
+    code = """
+import signal
+from bpgpu.kernels import compiler
+
+def make():
+    signal.raise_signal(signal.SIGINT)
+    def nothing(number): pass
+    return nothing
+
+try:
+    compiler.address("nothing", make)
+except KeyboardInterrupt:
+    print("interrupted", compiler._read("nothing") is not None, signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+"""
+    assert python(code, BPGPU_CACHE_DIR=str(tmp_path)).stdout.split() == ["interrupted", "True", "True"]
 
 
 def test_no_writable_folder_is_said_and_works(tmp_path: Path) -> None:

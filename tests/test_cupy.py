@@ -195,9 +195,10 @@ def texts(activations: Sequence[str], dtypes: Sequence[str]) -> dict[str, str]:
                 backend.activate(A, "softmax")
                 for loss in ("squared_error", "absolute_error", "huber", "binary_cross_entropy"):
                     backend.output_delta(A, A, loss, "sigmoid" if loss.startswith("binary") else f)
-                for y in (A, backend.empty((n,), np.int64)):
+                labels = backend.asarray(np.zeros(n, np.int64))
+                for y in (A, labels):
                     backend.output_delta(A, y)
-                backend.gather(A, backend.empty((n,), np.int64), A)
+                backend.gather(A, labels, A)
                 backend.total(backend.empty((n,), dtype), backend.empty((1,), dtype))
                 with backend.capture() as program:
                     backend.activate(A, f)

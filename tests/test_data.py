@@ -543,6 +543,7 @@ def test_csv(tmp_path: Path, header: str, name: str, mark: str, end: str, bom: s
         ("True False True True", [1, 0, 1, 1], "False True"),
         ("0.5 1 2 -1e3", [0.5, 1, 2, -1000], None),
         ("1.0 2.0 1.0 0.0", [1, 2, 1, 0], None),
+        ("1_0 1_1 1_0 2", [0, 1, 0, 2], "1_0 1_1 2"),
     ],
 )
 def test_csv_target_kinds(tmp_path: Path, column: str, y: list[float], classes: str | None) -> None:
@@ -620,6 +621,7 @@ def test_csv_blank_lines_quotes_and_spaces(tmp_path: Path) -> None:
         ("label\n1\n2\n", r"has 1 column; expected a target column and at least one column of numbers"),
         ("a,b,label\n1,2,0\n1,,0\n", r"line 3, column 2 \('b'\) is empty; expected a number"),
         ("a,b,label\n1,2,0\n1,  ,0\n", r"line 3, column 2 \('b'\) is empty"),
+        ("a,b,label\n1,2,0\n1,1_000,0\n", r"line 3, column 2 \('b'\) is '1_000'; expected a number"),
         ("a,label,b\n1,0,2\n1,0,zwei\n", r"line 3, column 3 \('b'\) is 'zwei'; expected a number"),
         ("1,2,0\n\n1,x,0\n", r"line 3, column 2 is 'x'; expected a number"),
         (",2,0\n1,2,0\n", r"line 1, column 1 is empty"),

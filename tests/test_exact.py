@@ -555,11 +555,13 @@ def late_add(address, value):
 
 team.atomic_exchange, team.atomic_add = late_exchange, late_add
 from bpgpu.cpu import CPUBackend
+from bpgpu.kernels.records import TEAM
 X, W, b = np.ones((30, 3), "f4"), np.ones((3, 40), "f4"), np.zeros(40, "f4")
 w, g, hyper = np.zeros(50_000, "f4"), np.ones(50_000, "f4"), np.array([1, 0, 0, 0, 0, 1, 0, 0, 0], "f4")
 A, totals, steps = np.empty((30, 40), "f4"), np.zeros(3, "f4"), 0
 for threads in (2, 3):
     backend = CPUBackend(threads=threads)
+    backend.team._shared.view(TEAM)[0]["running"] = team.STAGE_MASK - 1000  # the numbers of the stages begin again soon
     with backend.capture() as program:
         backend.dense_forward(X, W, b, A=A)
         backend.total(A[0], totals)  # one item alone: there is none for the second ticket
@@ -720,6 +722,11 @@ def seam_calls() -> dict[str, Callable[[Backend], object]]:
         "few labels": lambda b: b.output_delta(one, labels[:3]),
         "scale shape": lambda b: b.output_delta(one, labels, scale=np.ones(3, "f4")),
         "scale dtype": lambda b: b.output_delta(one, labels, scale=np.ones(4, "f8")),
+        "label too large": lambda b: b.output_delta(one, np.array([0, 1, 2, 6])),
+        "label far off": lambda b: b.output_delta(one, np.array([0, 1, 10**9, 0])),
+        "label below 0": lambda b: b.output_delta(one, np.array([0, 1, -(10**9), 0])),
+        "labels in a list": lambda b: b.output_delta(one, [0, 1, 2, 3]),
+        "scale in a list": lambda b: b.output_delta(one, labels, scale=[1.0]),
         "losses shape": lambda b: b.output_delta(one, labels, losses=np.ones(3, "f4")),
         "rule": lambda b: b.update(row.copy(), row, "adagrad", hyper[0]),
         "no velocity": lambda b: b.update(row.copy(), row, "momentum", hyper[0]),
@@ -738,7 +745,13 @@ def seam_calls() -> dict[str, Callable[[Backend], object]]:
         "gather order not C": lambda b: b.gather(one, np.zeros(16, np.int64)[::2], np.empty((4, 6), "f4")),
         "gather source not C": lambda b: b.gather(wide[:, ::2], order[:4], np.empty((4, 6), "f4")),
         "gather target not C": lambda b: b.gather(one, order[:4], wide[:, ::2]),
+        "gather too far": lambda b: b.gather(one, np.array([0, 4]), np.empty((2, 6), "f4")),
+        "gather far off": lambda b: b.gather(one, np.array([0, -(10**9)]), np.empty((2, 6), "f4")),
+        "gather by a list": lambda b: b.gather(one, [0, 1], np.empty((2, 6), "f4")),
+        "gather from a list": lambda b: b.gather([[1.0]], order[:1], np.empty((1, 1), "f4")),
         "gather nothing": lambda b: b.gather(one, order[:4], np.empty((0, 6), "f4")),
+        "key in a list": lambda b: b.dropout(one, 0.5, [0, 0], 0),
+        "scale of clips in a list": lambda b: b.clip_examples(one.copy(), row[:4].copy(), row[:1].copy(), [1.0]),
         "total dtypes": lambda b: b.total(row, np.empty(1, "f8")),
     }
 
@@ -748,6 +761,15 @@ def test_the_seam_refuses(call: str) -> None:
     with pytest.raises((ValueError, TypeError)) as error:
         seam_calls()[call](cpu_backend(1))
     assert "\n" not in str(error.value) and len(str(error.value)) > 20
+
+
+def test_labels_and_places_out_of_range_are_named() -> None:
+    one = np.ones((4, 6), "f4")
+    for backend in (cpu_backend(1), bpgpu.get_backend("numpy")):
+        with pytest.raises(ValueError, match=r"^labels y\[2\] is 6; expected 0\.\.5$"):
+            backend.output_delta(one, np.array([0, 5, 6, -1]))
+        with pytest.raises(ValueError, match=r"^order\[1\] is -1; expected 0\.\.3$"):
+            backend.gather(one, np.array([0, -1, 4]), np.empty((2, 6), "f4"))
 
 
 def test_strided_labels_and_scale_are_refused_or_right() -> None:

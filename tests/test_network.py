@@ -516,6 +516,15 @@ def test_losses_of_the_history(reduction: str) -> None:
     assert history.best_epoch == 0, "the first of equals"
 
 
+def test_validation_data_may_have_weights() -> None:
+    net, (X, y) = small(), blobs()
+    weight = np.random.default_rng(1).random(60)
+    history = net.fit(X, y, epochs=2, optimizer=SGD(0.0), validation_data=(X, y, weight))
+    loss, accuracy = net.evaluate(X, y, sample_weight=weight)
+    assert history.validation_loss == [loss] * 2 and history.validation_accuracy == [accuracy] * 2
+    assert loss != net.evaluate(X, y)[0]
+
+
 def test_progress() -> None:
     net, (X, y) = small(), blobs()
     seen: list[bpgpu.Progress] = []
@@ -972,6 +981,7 @@ NETS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "one class": (lambda: MLP([3, 1]), ValueError, "binary_cross_entropy"),
     "reduction": (lambda: small(reduction="average"), ValueError, "mean, sum"),
     "reduction spelled": (lambda: small(reduction="maen"), ValueError, "did you mean 'mean'"),
+    "more than fits": (lambda: MLP([10**12, 10**12]), MemoryError, "10{12}, 10{12}.*parameters of float32.*smaller layers"),
     "dtype": (lambda: small(dtype="flaot32"), ValueError, "did you mean 'float32'"),
     "float16": (lambda: small(dtype="float16"), ValueError, "float32, float64"),
     "int": (lambda: small(dtype=int), ValueError, "float32, float64"),
@@ -1015,9 +1025,15 @@ FITS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "learning rate": ({"optimizer": 0.1}, TypeError, "SGD"),
     "validation share": ({"validation_data": 0.1}, (TypeError, ValueError), "validation_data"),  # type: ignore[dict-item]
     "validation of one": ({"validation_data": (GOOD_X,)}, (TypeError, ValueError), "validation_data"),  # type: ignore[dict-item]
-    "validation of three": (
-        {"validation_data": (GOOD_X, GOOD_Y, np.ones(60))}, (TypeError, ValueError), "validation_data"  # type: ignore[dict-item]
+    "validation of four": (
+        {"validation_data": (GOOD_X, GOOD_Y, np.ones(60), None)}, (TypeError, ValueError), "validation_data"  # type: ignore[dict-item]
     ),
+    "validation X": ({"validation_data": (GOOD_X * np.nan, GOOD_Y)}, ValueError, r"^validation X\[0, 0\] is nan"),
+    "validation y": ({"validation_data": (GOOD_X, GOOD_Y + 3)}, ValueError, r"^validation y\[\d+\] is \d"),
+    "validation weights": (
+        {"validation_data": (GOOD_X, GOOD_Y, -np.ones(60))}, ValueError, r"^validation sample_weight\[0\] is -1"
+    ),
+    "shuffle": ({"shuffle": "yes"}, TypeError, "shuffle is 'yes'; expected True, False or a function"),
     "callbacks": ({"callbacks": 3}, TypeError, "callbacks"),
 }  # fmt: skip
 

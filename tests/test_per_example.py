@@ -30,6 +30,14 @@ def one_by_one(net: MLP, X: Array, y: Array) -> Array:
     return np.stack([np.asarray(net.gradient(X[n : n + 1], y[n : n + 1])[1]).copy() for n in range(len(X))])
 
 
+def test_what_gradients_are_made_of_comes_to_the_host_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, (X, y), copied = network(), batch(), []
+    to_numpy = net.backend.to_numpy
+    monkeypatch.setattr(net.backend, "to_numpy", lambda array: copied.append(array.shape) or to_numpy(array))  # type: ignore[func-returns-value]
+    net.per_example_gradients(X, y)
+    assert sorted(copied) == sorted([(23, 7), (23, 30), (23, 30), (23, 9), (23, 9), (23, 4)])
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy", "squared_error"])
 def test_gradients_are_those_of_each_example_alone(loss: str, reduction: str, dtype: np.dtype) -> None:
