@@ -194,9 +194,10 @@ def _train(options: argparse.Namespace) -> int:
         print(f"bpgpu: {error}", file=sys.stderr)
     try:
         net.save(options.output)
+        print(f"saved {options.output}")
     except OSError as error:
-        raise OSError(f"{error}; the network is {_saved_elsewhere(net, Path(options.output).name)}") from error
-    print(f"saved {options.output}")
+        status = 2
+        print(f"bpgpu: {error}; the network is {_saved_elsewhere(net, Path(options.output).name)}", file=sys.stderr)
     loss, accuracy = net.evaluate(*test)
     print(f"test loss {loss:.4f}" + (f", test accuracy {accuracy:.2%}" if accuracy is not None else ""))
     return status

@@ -75,7 +75,7 @@ def check_writable(path: str | os.PathLike[str], what: str = "") -> None:
     if not folder.is_dir():
         raise FileNotFoundError(f"{name}: there is no directory {folder}; create it first")
     try:
-        tempfile.NamedTemporaryFile(dir=folder).close()
+        tempfile.TemporaryFile(dir=folder).close()  # of no name, that nothing may be left of it
     except OSError as error:
         raise type(error)(f"{name}: the directory {folder} cannot be written to ({error.strerror})") from None
 

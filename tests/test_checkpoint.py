@@ -211,11 +211,11 @@ def test_ctrl_c_within_a_step_is_heard_after_it(
             assert not self.between_steps
         return original(self, steps)
 
-    monkeypatch.setattr(epochs_module, "SLICE_SECONDS", 0)  # one step at a time
-    monkeypatch.setattr(Epochs, "first_bad_step", struck)
-    with pytest.raises(KeyboardInterrupt):
-        fit(net, "momentum, validation", Checkpoint(tmp_path / "c", seconds=None))
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(epochs_module, "SLICE_SECONDS", 0)  # one step at a time
+        patch.setattr(Epochs, "first_bad_step", struck)
+        with pytest.raises(KeyboardInterrupt):
+            fit(net, "momentum, validation", Checkpoint(tmp_path / "c", seconds=None))
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert place(tmp_path / "c") == (step // 5, step % 5 + 1)
     resumed = network(backend=backend)
@@ -230,10 +230,10 @@ def test_ctrl_c_during_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             raise KeyboardInterrupt
         return original(*arguments, **options)
 
-    monkeypatch.setattr(MLP, "evaluate", evaluate)
-    with pytest.raises(KeyboardInterrupt):
-        fit(net, "momentum, validation", Checkpoint(tmp_path / "c", seconds=None))
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(MLP, "evaluate", evaluate)
+        with pytest.raises(KeyboardInterrupt):
+            fit(net, "momentum, validation", Checkpoint(tmp_path / "c", seconds=None))
     assert place(tmp_path / "c") == (1, 5) and net.epochs_trained == 1
     resumed = network()
     expected = outcome(whole, fit(whole, "momentum, validation"))

@@ -223,7 +223,7 @@ def test_ctrl_c_keeps_the_best_epoch(moment: str, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
 def test_after_ctrl_c_in_the_first_epoch_the_checkpoint_goes_on(tmp_path: Path) -> None:
-    arguments = ["train", "--hidden", "64", "--epochs", "2", "--batch-size", "1", "--checkpoint", "c"]
+    arguments = ["train", "--hidden", "1000", "--epochs", "2", "--batch-size", "1", "--checkpoint", "c"]
     process = subprocess.Popen(
         [sys.executable, "-m", "bpgpu", *arguments, "--checkpoint-seconds", "0"], cwd=tmp_path,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
