@@ -5,17 +5,33 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from .backend import Array, BackendUnavailable
 from .cuda import OPTIONS, CUDABackend, Event, Graph, Products
+from .kernels.disk import kept
 from .launching import Record
 
 
+def machine_code(source: str, architecture: str) -> bytes:
+    """For sm_90, or PTX for compute_90, with OPTIONS and nothing else: CuPy's own way to NVRTC adds -ftz=true behind them."""
+    from cupy.cuda import nvrtc
+
+    program = nvrtc.createProgram(source, "kernel.cu", (), ())
+    try:
+        nvrtc.compileProgram(program, (*OPTIONS, f"-arch={architecture}"))
+        return bytes(nvrtc.getCUBIN(program) if architecture.startswith("sm_") else nvrtc.getPTX(program))
+    except nvrtc.NVRTCError as error:
+        raise RuntimeError(f"NVRTC for {architecture}: {nvrtc.getProgramLog(program)}") from error
+    finally:
+        nvrtc.destroyProgram(program)
+
+
 class CuPyDevice:
-    """An NVIDIA GPU through CuPy: arrays, the memory pool, streams, NVRTC with its cache on disk.
+    """An NVIDIA GPU through CuPy: arrays, the memory pool, streams, NVRTC.
 
     Everything is done on one stream, in order; copies from page-locked memory go on another beside it.  The stream is of the
     kind that CUDA keeps in order with the null stream, which is where CuPy computes; for a caller's own stream events do that.
@@ -114,10 +130,16 @@ class CuPyDevice:
 
     def compile(self, source: str, names: Sequence[str]) -> Mapping[str, Any]:
         with self.here() as cupy:
-            module = cupy.RawModule(code=source, options=OPTIONS)
+            capability, compiler = self._device.compute_capability, cupy.cuda.nvrtc
+            architectures = [str(known) for known in compiler.getSupportedArchs()]
+            # A GPU younger than the compiler gets PTX, of which its driver makes machine code.
+            architecture = f"sm_{capability}" if capability in architectures else f"compute_{architectures[-1]}"
+            key = " ".join((source, *OPTIONS, architecture, *map(str, compiler.getVersion())))
+            module = cupy.cuda.Module()
+            module.load(kept(key, partial(machine_code, source, architecture)))
             functions = {name: module.get_function(name) for name in names}
-            for function in functions.values():
-                function.attributes  # noqa: B018  loads it now, which must not happen inside of a capture
+            for function in functions.values():  # loads it now, which must not happen inside of a capture
+                cupy.cuda.driver.funcGetAttribute(cupy.cuda.driver.CU_FUNC_ATTRIBUTE_NUM_REGS, function.ptr)
             return functions
 
     def launch(

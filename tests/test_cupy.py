@@ -11,7 +11,9 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,9 @@ import pytest
 
 import bpgpu
 from bpgpu import BackendUnavailable, cuda, gpu
+from bpgpu.kernels import cuda_source, disk
+from bpgpu.kernels.names import RULES
+from bpgpu.tiles import TILES
 from tests.emulator import available
 from tests.emulator.driver import stand_in
 from tests.emulator.gpu import GPU
@@ -151,7 +156,7 @@ def test_records_are_arguments_of_kernels() -> None:
     import cupy
     from cupy.cuda.function import Function
 
-    from bpgpu.kernels import cuda_source, records
+    from bpgpu.kernels import records
     from bpgpu.launching import new_record
 
     function, stream = Function.__new__(Function), type("Stream", (), {"ptr": 0})()
@@ -189,9 +194,9 @@ def texts(activations: Sequence[str], dtypes: Sequence[str]) -> dict[str, str]:
                     A, dW = backend.dense_forward(X, W, b, f), backend.empty(W.shape, dtype)
                     backend.hidden_delta(A, W, X, f)
                     backend.dense_gradient(X, A, dW=dW)
-                    hyper, states = backend.empty((2, 3), dtype), (backend.empty(W.shape, dtype), backend.empty((2048,), dtype))
-                    for rule in ("sgd", "momentum", "nesterov"):
-                        backend.dense_update(X, A, W, b, rule, hyper, None if rule == "sgd" else states)
+                    hyper, pair = backend.empty((2, 9), dtype), (backend.empty(W.shape, dtype), backend.empty((2048,), dtype))
+                    for rule, states in RULES.items():
+                        backend.dense_update(X, A, W, b, rule, hyper, [pair] * len(states))
                 backend.activate(A, "softmax")
                 for loss in ("squared_error", "absolute_error", "huber", "binary_cross_entropy"):
                     backend.output_delta(A, A, loss, "sigmoid" if loss.startswith("binary") else f)
@@ -205,27 +210,13 @@ def texts(activations: Sequence[str], dtypes: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def compiled(text: str, name: str, architecture: str) -> int:
-    """Bytes of machine code, by the compiler that CuPy calls, with the options that bpgpu gives."""
-    from cupy.cuda import nvrtc
-
-    program = nvrtc.createProgram(text, f"{name}.cu", (), ())
-    try:
-        nvrtc.compileProgram(program, (*cuda.OPTIONS, f"--gpu-architecture={architecture}"))
-    except nvrtc.NVRTCError:
-        raise AssertionError(f"{name} for {architecture}: {nvrtc.getProgramLog(program)[:2000]}") from None
-    size = len(nvrtc.getCUBIN(program))
-    nvrtc.destroyProgram(program)
-    return size
-
-
 @with_cupy
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
 def test_nvrtc_compiles_the_kernels(architecture: str) -> None:
     found = texts(["gelu"], ["float32"])
     assert len(found) > 20
     for name, text in found.items():
-        assert compiled(text, name, architecture) > 1000
+        assert len(gpu.machine_code(text, architecture)) > 1000, name
 
 
 @with_cupy
@@ -234,8 +225,45 @@ def test_nvrtc_compiles_the_kernels(architecture: str) -> None:
 def test_nvrtc_compiles_every_kernel(architecture: str) -> None:
     found = texts(bpgpu.ACTIVATIONS, ["float32", "float64"])
     for name, text in found.items():
-        assert compiled(text, name, architecture) > 1000
+        assert len(gpu.machine_code(text, architecture)) > 1000, name
     print(f"\n{architecture}: {len(found)} kernels")
+
+
+class Module:
+    """Stands for the driver, to which machine code is given; keeps it."""
+
+    loaded: list[bytes] = []  # noqa: RUF012
+
+    def load(self, code: bytes) -> None:
+        self.loaded.append(code)
+
+    def get_function(self, name: str) -> Any:
+        return SimpleNamespace(ptr=0, name=name)
+
+
+@with_cupy
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_the_gpu_is_given_flushes_no_subnormals(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As PTX, which a GPU gets that is younger than the compiler: IEEE operations, of which none is contracted."""
+    import cupy
+
+    monkeypatch.setattr(disk, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(cupy.cuda, "Module", Module)
+    monkeypatch.setattr(cupy.cuda.driver, "funcGetAttribute", lambda attribute, function: 32)
+    monkeypatch.setattr(gpu.CuPyDevice, "here", lambda self: nullcontext(cupy))
+    device = gpu.CuPyDevice.__new__(gpu.CuPyDevice)
+    device._device = SimpleNamespace(compute_capability="999")
+    for options in (("dense_forward", dtype, ("gelu",)), ("dense_gradient", dtype, ("adam",))):
+        text, name = cuda_source.source(*options, **TILES[dtype][-1].macros, ALIGNED=1)
+        for _ in range(2):  # compiled, then from the disk
+            assert device.compile(text, [name])[name].name == name
+        assert len(list(tmp_path.glob("*.kernel"))) == 1 and Module.loaded[-2] == Module.loaded[-1]
+        ptx = Module.loaded[-1].decode()
+        operations = set(re.findall(r"\b(?:add|sub|mul|fma|div|rcp|sqrt)\.[\w.]*f(?:32|64)", ptx))
+        assert {f"{o}.rn.f{dtype[-2:]}" for o in ("add", "mul", "fma")} < operations
+        assert all(re.fullmatch(r"(add|sub|mul|fma|div|rcp|sqrt)\.rn\.f(32|64)", o) for o in operations), operations
+        for file in tmp_path.glob("*.kernel"):
+            file.unlink()
 
 
 # -- cuBLASLt's side of cublaslt.py -------------------------------------------------------------------------------------
