@@ -188,7 +188,8 @@ class CUDABackend(KernelBackend):
         return self._fast[precision]
 
     def write(self, target: Array, source: Any) -> None:
-        self.device.write(target, source)
+        with self._memory(getattr(source, "nbytes", 0)) as device:
+            device.write(target, source)
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
         return array if isinstance(array, np.ndarray) else self.device.to_numpy(array)

@@ -71,7 +71,10 @@ class CuPyDevice:
 
     def asarray(self, array: Any) -> Array:
         with self.here() as cupy:
-            return cupy.ascontiguousarray(cupy.asarray(array))
+            if not isinstance(array, np.ndarray):
+                return cupy.ascontiguousarray(array)
+            self.write(new := cupy.empty(array.shape, array.dtype), array)
+            return new
 
     def copy(self, array: Array) -> Array:
         with self.here():
@@ -79,7 +82,13 @@ class CuPyDevice:
 
     def write(self, target: Array, source: Any) -> None:
         with self.here() as cupy:
-            target[...] = cupy.asarray(source)
+            alike = isinstance(source, np.ndarray) and (source.dtype, source.shape) == (target.dtype, target.shape)
+            if alike and target.flags.c_contiguous:
+                target.set(
+                    source
+                )  # cupy.asarray goes through page-locked memory of the same size, and a second array on the GPU
+            else:
+                target[...] = cupy.asarray(source)
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
         with self.here() as cupy:
@@ -187,10 +196,14 @@ def why_not() -> str | None:
         if not cupy.cuda.runtime.getDeviceCount():
             return "there is no NVIDIA GPU here; check nvidia-smi and CUDA_VISIBLE_DEVICES"
         cupy.cuda.nvrtc.getVersion()
+        cupy.ones(1) + 1  # a kernel of CuPy's own
     except Exception as error:  # CuPy raises kinds of its own, and ImportError for a broken install
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if "nvrtc" in reason.lower():
-            return f"CuPy finds no compiler ({reason}); python -m pip install 'bpgpu[cuda13]' (or 'bpgpu[cuda12]', as CuPy is)"
+        for what, sign in (("compiler", "nvrtc"), ("headers", "cuda headers")):
+            if sign in reason.lower():
+                return (
+                    f"CuPy finds no {what} ({reason}); python -m pip install 'bpgpu[cuda13]' (or 'bpgpu[cuda12]', as CuPy is)"
+                )
         return f"CuPy finds no usable GPU ({reason}); check nvidia-smi, CUDA_VISIBLE_DEVICES and python -c 'import cupy'"
     return None
 

@@ -11,7 +11,8 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,6 +28,13 @@ from bpgpu.tiles import TILES
 from tests.emulator import available
 from tests.emulator.driver import stand_in
 from tests.emulator.gpu import GPU
+
+
+def installed(package: str) -> bool:
+    with suppress(PackageNotFoundError):
+        return bool(version(package))
+    return False
+
 
 ROOT = Path(__file__).parent.parent
 emulated = pytest.mark.skipif(available() is not None, reason=f"no emulator here: {available()}")
@@ -91,6 +99,43 @@ print(bpgpu.backends()["cuda"])
 """
     said = python(code)
     assert said.startswith("CuPy finds no compiler (CuPy failed to load libnvrtc.so.13: ") and "'bpgpu[cuda13]'" in said
+
+
+ONLY_WHEELS = """
+import os, cuda.pathfinder
+os.environ.pop("CUDA_PATH", None)
+find = cuda.pathfinder.find_nvidia_header_directory
+def find_in_wheels(name):
+    found = find(name)
+    return found if found and "site-packages" in found and INSTALLED else None
+cuda.pathfinder.find_nvidia_header_directory = find_in_wheels
+import cupy
+from cupy._core.core import assemble_cupy_compiler_options
+"""  # as on a machine that has a driver and no CUDA toolkit
+
+
+@with_cupy
+def test_cupy_without_cudas_headers() -> None:
+    """What CuPy says when it compiles the first kernel of its own."""
+    code = f"""
+INSTALLED = False
+{ONLY_WHEELS}
+class Array:
+    def __add__(self, other):
+        assemble_cupy_compiler_options(())
+runtime = cupy.cuda.runtime
+runtime.driverGetVersion, runtime.getDeviceCount, cupy.ones = runtime.runtimeGetVersion, lambda: 1, lambda n: Array()
+import bpgpu
+print(bpgpu.backends()["cuda"])
+"""
+    said = python(code)
+    assert said.startswith("CuPy finds no headers (Failed to find CUDA headers. ") and "'bpgpu[cuda13]'" in said
+
+
+@with_cupy
+@pytest.mark.skipif(not installed("nvidia-cuda-runtime"), reason="the wheel nvidia-cuda-runtime is not installed")
+def test_the_wheels_of_the_extra_are_enough_for_cupys_kernels() -> None:
+    assert "-I" in python(f"INSTALLED = True\n{ONLY_WHEELS}\nprint(assemble_cupy_compiler_options(()))")
 
 
 def test_why_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
