@@ -25,7 +25,7 @@ class FastBackend(CUDABackend):
 
     def __init__(self, exact: CUDABackend, precision: str) -> None:
         super().__init__(exact.device)
-        self.name, self.precision = f"cuda {precision}", precision
+        self.name, self.precision, self.lock = f"cuda {precision}", precision, exact.lock
         self.exact, self._products = exact, exact.device.products(precision)
         self._gradient: Array = self.empty((1,), "float32")  # room for one dW at a time
 
@@ -66,12 +66,13 @@ class FastBackend(CUDABackend):
         self, X: Array, dZ: Array, W: Array, b: Array, rule: str,
         hyper: tuple[Array | None, Array | None], states: States,
     ) -> None:  # fmt: skip
-        dW = W if rule == "store" else self._room_for_gradient(W)
-        if not self._multiply(X, dZ, dW, A_transposed=True):
-            super()._weights_and_biases(X, dZ, W, b, rule, hyper, states)
-            return
-        if rule != "store":
-            self._update(W, dW, rule, hyper[0], [pair[0] for pair in states])
+        with self.lock:
+            dW = W if rule == "store" else self._room_for_gradient(W)
+            if not self._multiply(X, dZ, dW, A_transposed=True):
+                super()._weights_and_biases(X, dZ, W, b, rule, hyper, states)
+                return
+            if rule != "store":
+                self._update(W, dW, rule, hyper[0], [pair[0] for pair in states])
         sums = self._column_sum(dZ, b, hyper[1], [pair[1] for pair in states])
         self._launch("column_sum", dZ.dtype.name, (rule,), sums, dZ.shape[1], dZ, b, hyper[1], states)
 

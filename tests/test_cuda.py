@@ -7,6 +7,8 @@ on the GPU if there is one.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +231,22 @@ def test_a_whole_run(name: str) -> None:
     (theta, history, labels, proba, score), (theta_2, history_2, labels_2, proba_2, score_2) = results
     assert same(theta, theta_2) and same(proba, proba_2) and (labels == labels_2).all() and score == score_2
     assert history.loss == history_2.loss and history.validation_loss == history_2.validation_loss
+
+
+def test_two_python_threads_on_one_device() -> None:
+    """Each trains a network of its own; the bits are those of training one after the other."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((160, 6), np.float32)
+    y = (X[:, 0] > 0).astype(int) + (X[:, 1] > 0)
+
+    def trained(b: Any, seed: int) -> bytes:
+        net = bpgpu.MLP([6, 20, 3], backend=b, seed=seed)
+        net.fit(X, y, epochs=4, batch_size=16, optimizer=bpgpu.SGD(0.1, 0.9))
+        return host(net.theta).tobytes() + net.gradient(X, y)[0].hex().encode()
+
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(partial(trained, backend()), range(8)))
+    assert found == [trained(CPU, seed) for seed in range(8)]
 
 
 def test_models_move_between_backends(tmp_path: Path) -> None:
