@@ -57,6 +57,7 @@ class Device(Protocol):
     """What the backend asks of the machine."""
 
     name: str
+    index: int  # of the GPU, in "cuda:1"
     multiprocessors: int
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array: ...
@@ -135,11 +136,10 @@ class CUDABuffer(Buffer):
 class CUDABackend(KernelBackend):
     """Operations on CuPy arrays by kernels/*.cu; bit for bit what the CPU backend computes."""
 
-    name = "cuda"
-
     def __init__(self, device: Device) -> None:
         super().__init__()
         self.device = device
+        self.name = f"cuda:{device.index}" if device.index else "cuda"
         self.lock = threading.RLock()  # held where launches belong together that share what only one Python thread may use
         self.step, self._zero = (device.asarray(np.zeros(1, np.int64)) for _ in range(2))  # in a program, and outside of one
         self.step_record, self._outside = (new_record(records.STEP, step=device.address(a)) for a in (self.step, self._zero))

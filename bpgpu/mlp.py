@@ -472,7 +472,7 @@ class MLP:
         """For pickle and copy: without what optimizers keep for it and what is recorded."""
         b, left_out = self.backend, ("weights", "biases", "_trainers", "_inference")
         state = {name: value for name, value in vars(self).items() if name not in left_out}
-        return state | {"backend": (b.name, b.precision), "_theta": np.array(b.to_numpy(self._theta))}
+        return state | {"backend": (b.at("exact", self.dtype).name, b.precision), "_theta": np.array(b.to_numpy(self._theta))}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         name, precision = state["backend"]
