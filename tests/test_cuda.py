@@ -110,6 +110,23 @@ def test_losses(loss: str, output: str | None, y: Any, dtype: str) -> None:
     compare(backend(), [4, 6, 5], 11, loss=loss, output_activation=output, y=y, activation="tanh", dtype=dtype, steps=2)
 
 
+PAIRS = [(loss, output) for loss in ("squared_error", "absolute_error", "huber") for output in bpgpu.ACTIVATIONS]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("start", [0, 1, 2])
+def test_some_outputs_of_every_loss(start: int, dtype: str) -> None:
+    for loss, output in PAIRS[start + 3 * (dtype == "float64") :: 6]:
+        compare(backend(), [4, 6, 5], 11, loss=loss, output_activation=output, y=rows, activation=output, dtype=dtype)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_every_output_of_every_loss(dtype: str) -> None:
+    for loss, output in PAIRS:
+        compare(backend(), [4, 6, 5], 11, loss=loss, output_activation=output, y=rows, activation=output, dtype=dtype, steps=2)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_reduction(reduction: str) -> None:
     compare(backend(), [4, 6, 3], 5, reduction=reduction, steps=1)
@@ -134,6 +151,18 @@ def test_reduction(reduction: str) -> None:
 def test_shapes(layers: list[int], n: int, tile: Tile, split: int) -> None:
     """Edges of tiles, sums over one chunk, two and three, their chunks in one block and in several."""
     compare(backend(tile=tile, split=split), layers, n, steps=1)
+
+
+@pytest.mark.parametrize("order", ["ascending", "random"])
+@pytest.mark.parametrize("tile", TILES["float64"], ids=lambda t: f"{t.BM}x{t.BN}")
+@pytest.mark.parametrize("split", [1, 3])
+def test_shapes_in_float64(tile: Tile, split: int, order: str) -> None:
+    shapes = [
+        ([33, 65, 70, 10], 67), ([600, 9, 4], 33), ([300, 5, 2], 3), ([3, 5, 2], 300), ([36, 132, 64, 12], 68),
+        ([4, 3, 2], 1100),
+    ]  # fmt: skip
+    for layers, n in shapes:
+        compare(backend(order, tile, split), layers, n, steps=1, dtype="float64")
 
 
 @pytest.mark.parametrize("columns", [255, 257, 700])
@@ -202,6 +231,24 @@ def test_bits_do_not_depend_on_the_order_of_threads(order: str) -> None:
     compare(backend(order), [40, 70, 30, 12], 37, activation="gelu", steps=2)
     for tile in TILES["float32"]:
         compare(backend(order, tile, split=3), [600, 9, 4], 33, steps=2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("order", ["descending", "random"])
+def test_runs_with_all_that_may_be_asked_for(order: str, dtype: str) -> None:
+    """Dropout, parts of batches, bounds of gradients, of single examples' and of weights, penalties, rates by layer."""
+    rng = np.random.default_rng(0)
+    X, y, weight = rng.standard_normal((420, 20)), rng.integers(0, 3, 420), rng.random(420)
+    ends = []
+    for b in (CPU, backend(order)):
+        net = bpgpu.MLP([20, 33, 17, 3], activation=["gelu", "silu"], backend=b, seed=3, dtype=dtype, dropout=[0.1, 0.2, 0.3])
+        adam = bpgpu.AdamW(0.01, clip_norm=0.5, max_norm=1.0, l1=1e-4, layer_rates=[1, 0.5, 0.2])
+        history = net.fit(
+            X, y, epochs=2, batch_size=400, micro_batch=256, optimizer=adam, sample_weight=weight, clip_per_example=0.4
+        )
+        norms = net.per_example_norms(X[:50], y[:50])
+        ends.append((host(net.theta).tobytes(), history.loss, host(norms.total).tobytes()))
+    assert ends[0] == ends[1]
 
 
 OPTIMIZERS: dict[str, Callable[[], bpgpu.Optimizer]] = {

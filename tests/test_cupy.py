@@ -10,7 +10,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,13 +20,11 @@ import numpy as np
 import pytest
 
 import bpgpu
-from bpgpu import BackendUnavailable, cuda, gpu
+from bpgpu import BackendUnavailable, gpu
 from bpgpu.kernels import cuda_source, disk
-from bpgpu.kernels.names import RULES
 from bpgpu.tiles import TILES
 from tests.emulator import available
 from tests.emulator.driver import stand_in
-from tests.emulator.gpu import GPU
 
 
 def installed(package: str) -> bool:
@@ -210,68 +207,6 @@ def test_records_are_arguments_of_kernels() -> None:
             function((1, 1, 1), (1, 1, 1), (new_record(getattr(records, name)),), stream=stream)
     with pytest.raises(TypeError):
         function((1, 1, 1), (1, 1, 1), (np.zeros(2),), stream=stream)
-
-
-class Collecting(GPU):
-    """Keeps the text of every kernel that is compiled."""
-
-    texts: dict[str, str]
-
-    def compile(self, source: str, names: Sequence[str]) -> Mapping[str, Any]:
-        self.texts[names[0]] = source
-        return dict.fromkeys(names)
-
-    def launch(self, *arguments: Any) -> None:
-        """Nothing is computed here."""
-
-
-def texts(activations: Sequence[str], dtypes: Sequence[str]) -> dict[str, str]:
-    """What the backend compiles in a training run and a prediction, by the names of the kernels."""
-    found: dict[str, str] = {}
-    for dtype in dtypes:
-        for precision in ("exact", "tf32")[: 1 + (dtype == "float32")]:
-            for f in activations:
-                device = Collecting()
-                device.texts = found
-                backend = cuda.CUDABackend(device).at(precision, dtype)
-                for n in (8, 2048):  # the small and the large tile
-                    X, W, b = (backend.empty(s, dtype) for s in ((n, 16), (16, 2048), (2048,)))
-                    A, dW = backend.dense_forward(X, W, b, f), backend.empty(W.shape, dtype)
-                    backend.hidden_delta(A, W, X, f)
-                    backend.dense_gradient(X, A, dW=dW)
-                    hyper, pair = backend.empty((2, 9), dtype), (backend.empty(W.shape, dtype), backend.empty((2048,), dtype))
-                    for rule, states in RULES.items():
-                        backend.dense_update(X, A, W, b, rule, hyper, [pair] * len(states))
-                backend.activate(A, "softmax")
-                for loss in ("squared_error", "absolute_error", "huber", "binary_cross_entropy"):
-                    backend.output_delta(A, A, loss, "sigmoid" if loss.startswith("binary") else f)
-                for y in (A, backend.empty((n,), np.int64)):
-                    backend.output_delta(A, y)
-                backend.gather(A, backend.empty((n,), np.int64), A)
-                backend.total(backend.empty((n,), dtype), backend.empty((1,), dtype))
-                with backend.capture() as program:
-                    backend.activate(A, f)
-                program.run()
-    return found
-
-
-@with_cupy
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
-def test_nvrtc_compiles_the_kernels(architecture: str) -> None:
-    found = texts(["gelu"], ["float32"])
-    assert len(found) > 20
-    for name, text in found.items():
-        assert len(gpu.machine_code(text, architecture)) > 1000, name
-
-
-@with_cupy
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("architecture", ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"])
-def test_nvrtc_compiles_every_kernel(architecture: str) -> None:
-    found = texts(bpgpu.ACTIVATIONS, ["float32", "float64"])
-    for name, text in found.items():
-        assert len(gpu.machine_code(text, architecture)) > 1000, name
-    print(f"\n{architecture}: {len(found)} kernels")
 
 
 class Module:
