@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import bpgpu
+from bpgpu import epochs
 from bpgpu.cpu import CPUBackend
 from bpgpu.cuda import CUDABackend
 from bpgpu.tiles import TILES, Tile, plan
@@ -278,6 +279,28 @@ def test_a_whole_run(name: str) -> None:
     (theta, history, labels, proba, score), (theta_2, history_2, labels_2, proba_2, score_2) = results
     assert same(theta, theta_2) and same(proba, proba_2) and (labels == labels_2).all() and score == score_2
     assert history.loss == history_2.loss and history.validation_loss == history_2.validation_loss
+
+
+@pytest.mark.parametrize("on_the_device", [True, False])
+def test_data_that_are_there_and_data_that_stream(on_the_device: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrays on the device are used in place; more than it has room for comes from page-locked memory while it computes."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((1000, 64), np.float32)
+    y = (X[:, 0] > 0).astype(int) + (X[:, 1] > 0)
+    b, resident = backend(), set()
+    fill = epochs.Epochs._fill
+    monkeypatch.setattr(epochs.Epochs, "_fill", lambda self, k: (resident.add(self.resident), fill(self, k)))
+    monkeypatch.setattr(epochs, "SLAB_BYTES", 3 * 16 * X[0].nbytes)
+    if not on_the_device:
+        monkeypatch.setattr(CUDABackend, "free_bytes", lambda self: X.nbytes // 2 + 200_000)
+    ends = []
+    for device, here in ((CPU, lambda a: a), (b, b.asarray if on_the_device else lambda a: a)):
+        net = bpgpu.MLP([64, 10, 3], backend=device, seed=5)
+        net.fit(here(X), here(y), epochs=3, batch_size=16, optimizer=bpgpu.SGD(0.1, 0.9))
+        labels = net.predict(here(X))
+        assert isinstance(labels, type(here(X)))
+        ends.append((host(net.theta).tobytes(), host(labels).tobytes()))
+    assert ends[0] == ends[1] and resident == (set() if on_the_device else {False})
 
 
 def test_two_python_threads_on_one_device() -> None:
