@@ -348,7 +348,7 @@ def _info(options: argparse.Namespace) -> int:
     from .certificate import blas
     from .cpu import thread_count
     from .devices import backends
-    from .kernels.compiler import cache_folder
+    from .kernels.disk import cache_folder
     from .kernels.machine import lanes, target
 
     def package(name: str) -> str:

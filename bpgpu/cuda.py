@@ -6,6 +6,7 @@ compiles the same kernels with g++ and runs them on NumPy memory.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -56,6 +57,7 @@ class Device(Protocol):
     """What the backend asks of the machine."""
 
     name: str
+    index: int  # of the GPU, in "cuda:1"
     multiprocessors: int
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array: ...
@@ -103,13 +105,12 @@ class CUDAProgram(Program):
         return self._graphs[steps]
 
     def _run(self, first_step: int, steps: int) -> None:
-        backend = self._backend
-        backend.device.write(backend.step, np.array([first_step]))
-        for size in (UNROLLED, 1):
-            while steps >= size:
-                self._graph(size).launch()
-                steps -= size
-        backend.device.write(backend.step, np.array([0]))
+        with self._backend.lock:
+            self._backend.device.write(self._backend.step, np.array([first_step]))
+            for size in (UNROLLED, 1):
+                while steps >= size:
+                    self._graph(size).launch()
+                    steps -= size
 
 
 class CUDABuffer(Buffer):
@@ -117,26 +118,31 @@ class CUDABuffer(Buffer):
 
     def __init__(self, backend: CUDABackend, shape: tuple[int, ...], dtype: Any) -> None:
         super().__init__(backend, shape, dtype)
-        self._device, self._pinned = backend.device, backend.device.pinned(shape, dtype)
         self._copied: Event | None = None
+        self._device, self._lock, self._pinned = backend.device, backend.lock, backend.device.pinned(shape, dtype)
 
     def fill(self, rows: int, read: Callable[[np.ndarray[Any, Any]], None]) -> None:
         if self._copied is not None:
             self._copied.synchronize()
         read(self._pinned[:rows])
-        self._copied = self._device.upload(self.array[:rows], self._pinned[:rows])
+        with self._lock:
+            self._copied = self._device.upload(self.array[:rows], self._pinned[:rows])
+
+    def __del__(self) -> None:
+        if (copied := getattr(self, "_copied", None)) is not None:
+            copied.synchronize()  # what it copies from and to is about to be given back
 
 
 class CUDABackend(KernelBackend):
     """Operations on CuPy arrays by kernels/*.cu; bit for bit what the CPU backend computes."""
 
-    name = "cuda"
-
     def __init__(self, device: Device) -> None:
         super().__init__()
         self.device = device
-        self.step = device.asarray(np.zeros(1, np.int64))  # the number of the step in a program, 0 outside of one
-        self.step_record = new_record(records.STEP, step=device.address(self.step))
+        self.name = f"cuda:{device.index}" if device.index else "cuda"
+        self.lock = threading.RLock()  # held where launches belong together that share what only one Python thread may use
+        self.step, self._zero = (device.asarray(np.zeros(1, np.int64)) for _ in range(2))  # in a program, and outside of one
+        self.step_record, self._outside = (new_record(records.STEP, step=device.address(a)) for a in (self.step, self._zero))
         self._functions: dict[tuple[Any, ...], Any] = {}
         self._shared: tuple[Array, Array] = device.empty((0,), np.float64), device.empty((0,), np.int32)
         self._fast: dict[str, CUDABackend] = {}
@@ -178,7 +184,8 @@ class CUDABackend(KernelBackend):
         return CUDABuffer(self, shape, dtype)
 
     def join(self) -> None:
-        self.device.join()
+        with self.lock:
+            self.device.join()
 
     def _at(self, precision: str) -> CUDABackend:
         if precision not in self._fast:
@@ -188,7 +195,8 @@ class CUDABackend(KernelBackend):
         return self._fast[precision]
 
     def write(self, target: Array, source: Any) -> None:
-        self.device.write(target, source)
+        with self._memory(getattr(source, "nbytes", 0)) as device:
+            device.write(target, source)
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
         return array if isinstance(array, np.ndarray) else self.device.to_numpy(array)
@@ -229,7 +237,8 @@ class CUDABackend(KernelBackend):
             threads = WIDE_ROW
         of_block = {"column_sum": COLUMNS, "max_norm": threads}.get(name, threads if name in STRIDED else 1)
         blocks = -(-items // of_block)
-        arguments = (job, self.step_record) if name in ("gather", "dropout", "clip", "total") else (job,)
+        step = self._outside if self.recorder is None else self.step_record
+        arguments = (job, step) if name in ("gather", "dropout", "clip", "total") else (job,)
         blocks = min(blocks, MOST_BLOCKS) if name in STRIDED else blocks
         self._issue(self.function(name, dtype, options, THREADS=threads), (blocks, 1, 1), threads, arguments, alive)
 
@@ -251,14 +260,15 @@ class CUDABackend(KernelBackend):
         tile, split = self.plan(dtype, rows, cols, K)
         tiles = -(-rows // tile.BM) * -(-cols // tile.BN)
         chunks = -(-K // CHUNK)
-        if split > 1 and not self._workspace(tiles * chunks * tile.BM * tile.BN * np.dtype(dtype).itemsize // 8, tiles):
-            split = 1
-        cut = new_record(records.SPLIT, steps=-(-chunks // split) * CHUNK)
-        if split > 1:
-            cut["partials"], cut["arrived"] = map(self.address, self._shared)
         function = self.function(name, dtype, (option,), **tile.macros, ALIGNED=_aligned(name, dtype, product))
-        arguments = (product, cut, *jobs)
-        self._issue(function, (more_blocks + tiles, split, 1), tile.threads, arguments, (alive, self._shared))
+        with self.lock:
+            if split > 1 and not self._workspace(tiles * chunks * tile.BM * tile.BN * np.dtype(dtype).itemsize // 8, tiles):
+                split = 1
+            cut = new_record(records.SPLIT, steps=-(-chunks // split) * CHUNK)
+            if split > 1:
+                cut["partials"], cut["arrived"] = map(self.address, self._shared)
+            arguments = (product, cut, *jobs)
+            self._issue(function, (more_blocks + tiles, split, 1), tile.threads, arguments, (alive, self._shared))
 
     def _workspace(self, partials: int, tiles: int) -> bool:
         """At least this much in what all products share: sums of chunks, and zeros that count the blocks of a tile.

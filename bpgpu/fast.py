@@ -19,13 +19,15 @@ from .cuda import CUDABackend
 from .kernels import records
 from .launching import new_record
 
+BIAS_ALIGNMENT = 16  # bytes: the library may read so much at a time, and biases lie anywhere in theta
+
 
 class FastBackend(CUDABackend):
     """CUDABackend, its float32 products in less than float32."""
 
     def __init__(self, exact: CUDABackend, precision: str) -> None:
         super().__init__(exact.device)
-        self.name, self.precision = f"cuda {precision}", precision
+        self.name, self.precision, self.lock = f"{exact.name} {precision}", precision, exact.lock
         self.exact, self._products = exact, exact.device.products(precision)
         self._gradient: Array = self.empty((1,), "float32")  # room for one dW at a time
 
@@ -49,6 +51,10 @@ class FastBackend(CUDABackend):
 
     def _dense_forward(self, X: Array, W: Array, b: Array, activation: str, A: Array, Z: Array | None) -> None:
         fused = activation == "relu" and Z is None
+        if self.address(b) % BIAS_ALIGNMENT:
+            aligned = self.empty(b.shape, b.dtype)
+            self._activate(b.reshape(1, -1), "identity", aligned.reshape(1, -1))  # a copy
+            b = aligned
         target = A if Z is None else Z
         if not self._multiply(X, W, target, bias=b, relu=fused):
             super()._dense_forward(X, W, b, activation, A, Z)
@@ -69,12 +75,13 @@ class FastBackend(CUDABackend):
         self, X: Array, dZ: Array, W: Array, b: Array, rule: str,
         hyper: tuple[Array | None, Array | None], states: States,
     ) -> None:  # fmt: skip
-        dW = W if rule == "store" else self._room_for_gradient(W)
-        if not self._multiply(X, dZ, dW, A_transposed=True):
-            super()._weights_and_biases(X, dZ, W, b, rule, hyper, states)
-            return
-        if rule != "store":
-            self._update(W, dW, rule, hyper[0], [pair[0] for pair in states])
+        with self.lock:
+            dW = W if rule == "store" else self._room_for_gradient(W)
+            if not self._multiply(X, dZ, dW, A_transposed=True):
+                super()._weights_and_biases(X, dZ, W, b, rule, hyper, states)
+                return
+            if rule != "store":
+                self._update(W, dW, rule, hyper[0], [pair[0] for pair in states])
         sums = self._column_sum(dZ, b, hyper[1], [pair[1] for pair in states])
         self._launch("column_sum", dZ.dtype.name, (rule,), sums, dZ.shape[1], dZ, b, hyper[1], states)
 

@@ -5,17 +5,33 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from .backend import Array, BackendUnavailable
 from .cuda import OPTIONS, CUDABackend, Event, Graph, Products
+from .kernels.disk import kept
 from .launching import Record
 
 
+def machine_code(source: str, architecture: str) -> bytes:
+    """For sm_90, or PTX for compute_90, with OPTIONS and nothing else: CuPy's own way to NVRTC adds -ftz=true behind them."""
+    from cupy.cuda import nvrtc
+
+    program = nvrtc.createProgram(source, "kernel.cu", (), ())
+    try:
+        nvrtc.compileProgram(program, (*OPTIONS, f"-arch={architecture}"))
+        return bytes(nvrtc.getCUBIN(program) if architecture.startswith("sm_") else nvrtc.getPTX(program))
+    except nvrtc.NVRTCError as error:
+        raise RuntimeError(f"NVRTC for {architecture}: {nvrtc.getProgramLog(program)}") from error
+    finally:
+        nvrtc.destroyProgram(program)
+
+
 class CuPyDevice:
-    """An NVIDIA GPU through CuPy: arrays, the memory pool, streams, NVRTC with its cache on disk.
+    """An NVIDIA GPU through CuPy: arrays, the memory pool, streams, NVRTC.
 
     Everything is done on one stream, in order; copies from page-locked memory go on another beside it.  The stream is of the
     kind that CUDA keeps in order with the null stream, which is where CuPy computes; for a caller's own stream events do that.
@@ -55,7 +71,10 @@ class CuPyDevice:
 
     def asarray(self, array: Any) -> Array:
         with self.here() as cupy:
-            return cupy.ascontiguousarray(cupy.asarray(array))
+            if not isinstance(array, np.ndarray):
+                return cupy.ascontiguousarray(array)
+            self.write(new := cupy.empty(array.shape, array.dtype), array)
+            return new
 
     def copy(self, array: Array) -> Array:
         with self.here():
@@ -63,7 +82,13 @@ class CuPyDevice:
 
     def write(self, target: Array, source: Any) -> None:
         with self.here() as cupy:
-            target[...] = cupy.asarray(source)
+            alike = isinstance(source, np.ndarray) and (source.dtype, source.shape) == (target.dtype, target.shape)
+            if alike and target.flags.c_contiguous:
+                target.set(
+                    source
+                )  # cupy.asarray goes through page-locked memory of the same size, and a second array on the GPU
+            else:
+                target[...] = cupy.asarray(source)
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
         with self.here() as cupy:
@@ -114,10 +139,16 @@ class CuPyDevice:
 
     def compile(self, source: str, names: Sequence[str]) -> Mapping[str, Any]:
         with self.here() as cupy:
-            module = cupy.RawModule(code=source, options=OPTIONS)
+            capability, compiler = self._device.compute_capability, cupy.cuda.nvrtc
+            architectures = [str(known) for known in compiler.getSupportedArchs()]
+            # A GPU younger than the compiler gets PTX, of which its driver makes machine code.
+            architecture = f"sm_{capability}" if capability in architectures else f"compute_{architectures[-1]}"
+            key = " ".join((source, *OPTIONS, architecture, *map(str, compiler.getVersion())))
+            module = cupy.cuda.Module()
+            module.load(kept(key, partial(machine_code, source, architecture)))
             functions = {name: module.get_function(name) for name in names}
-            for function in functions.values():
-                function.attributes  # noqa: B018  loads it now, which must not happen inside of a capture
+            for function in functions.values():  # loads it now, which must not happen inside of a capture
+                cupy.cuda.driver.funcGetAttribute(cupy.cuda.driver.CU_FUNC_ATTRIBUTE_NUM_REGS, function.ptr)
             return functions
 
     def launch(
@@ -165,10 +196,14 @@ def why_not() -> str | None:
         if not cupy.cuda.runtime.getDeviceCount():
             return "there is no NVIDIA GPU here; check nvidia-smi and CUDA_VISIBLE_DEVICES"
         cupy.cuda.nvrtc.getVersion()
+        cupy.ones(1) + 1  # a kernel of CuPy's own
     except Exception as error:  # CuPy raises kinds of its own, and ImportError for a broken install
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if "nvrtc" in reason.lower():
-            return f"CuPy finds no compiler ({reason}); python -m pip install 'bpgpu[cuda13]' (or 'bpgpu[cuda12]', as CuPy is)"
+        for what, sign in (("compiler", "nvrtc"), ("headers", "cuda headers")):
+            if sign in reason.lower():
+                return (
+                    f"CuPy finds no {what} ({reason}); python -m pip install 'bpgpu[cuda13]' (or 'bpgpu[cuda12]', as CuPy is)"
+                )
         return f"CuPy finds no usable GPU ({reason}); check nvidia-smi, CUDA_VISIBLE_DEVICES and python -c 'import cupy'"
     return None
 

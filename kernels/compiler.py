@@ -3,16 +3,14 @@
 A kernel is a Python function of integers (addresses, sizes) that Numba compiles for this machine; what is kept is plain
 object code, so a process that finds it does not even import Numba.  The key of a kept kernel is its name, the text of every
 file in this folder, the CPU with its features, and the versions of Numba and llvmlite: an edited file, another machine or
-an upgrade can only miss.  A file is written whole under a temporary name, then renamed, and carries its own checksum.
+an upgrade can only miss.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import signal
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +21,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 
+from .disk import cache_folder, kept
 from .machine import target
 
 
@@ -36,65 +35,6 @@ def _fingerprint() -> str:
     return digest.hexdigest()[:32]
 
 
-def _candidate_folders() -> list[Path]:
-    if chosen := os.environ.get("BPGPU_CACHE_DIR"):
-        return [Path(chosen)]
-    if sys.platform == "win32":
-        user = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        user = Path.home() / "Library" / "Caches"
-    else:
-        user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    owner = os.getuid() if hasattr(os, "getuid") else "user"
-    return [user / "bpgpu", Path(tempfile.gettempdir()) / f"bpgpu-{owner}"]
-
-
-@cache
-def cache_folder() -> Path | None:
-    """The first folder that is ours alone and can be written, or None: then every process compiles for itself."""
-    for folder in _candidate_folders():
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if hasattr(os, "getuid") and folder.stat().st_uid != os.getuid():
-                continue
-            with tempfile.TemporaryFile(dir=folder):
-                return folder
-        except (OSError, RuntimeError):
-            continue
-    return None
-
-
-def _file(name: str) -> Path | None:
-    folder = cache_folder()
-    key = hashlib.sha256(f"{_fingerprint()} {name}".encode()).hexdigest()[:40]
-    return folder / f"{key}.kernel" if folder else None
-
-
-def _read(name: str) -> tuple[str, bytes] | None:
-    """Symbol and object code of a kept kernel, or None if it is absent or not whole."""
-    file = _file(name)
-    try:
-        content = file.read_bytes() if file else b""
-    except OSError:
-        return None
-    if hashlib.sha256(content[32:]).digest() != content[:32]:
-        return None
-    symbol, _, code = content[32:].partition(b"\0")
-    return symbol.decode(), code
-
-
-def _write(name: str, symbol: str, code: bytes) -> None:
-    if (file := _file(name)) is None:
-        return
-    content = symbol.encode() + b"\0" + code
-    temporary = file.with_suffix(f".{os.getpid()}")
-    try:
-        temporary.write_bytes(hashlib.sha256(content).digest() + content)
-        os.replace(temporary, file)
-    except OSError:  # a full or read-only disk costs the next process a compilation, nothing else
-        temporary.unlink(missing_ok=True)
-
-
 _announced = False
 
 
@@ -102,8 +42,8 @@ def _announce() -> None:
     global _announced
     if not _announced:
         _announced = True
-        kept = f"kept in {cache_folder()}" if cache_folder() else "not kept: no writable cache folder"
-        print(f"bpgpu: compiling CPU kernels for this machine (some seconds, once; {kept})", file=sys.stderr, flush=True)
+        where = f"kept in {cache_folder()}" if cache_folder() else "not kept: no writable cache folder"
+        print(f"bpgpu: compiling CPU kernels for this machine (some seconds, once; {where})", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -158,10 +98,12 @@ def _load(symbol: str, code: bytes) -> int:
 
 def address(name: str, make: Callable[[], Callable[..., None]]) -> int:
     """The address of the kernel called `name`; make() gives the Python function if it has to be compiled."""
-    kept = _read(name)
-    if kept is None:
+
+    def compiled() -> bytes:
         _announce()
-        with _uninterrupted():
-            kept = _compile(make())
-            _write(name, *kept)
-    return _load(*kept)
+        symbol, code = _compile(make())
+        return symbol.encode() + b"\0" + code
+
+    with _uninterrupted():
+        symbol, _, code = kept(f"{_fingerprint()} {name}", compiled).partition(b"\0")
+    return _load(symbol.decode(), code)

@@ -1,7 +1,7 @@
 // How numbers move: vectors of up to 16 bytes, and copies to shared memory that arrive while the kernel computes.
 #pragma once
 
-constexpr int WIDE = 16 / sizeof(real);  // numbers that one instruction moves
+[[maybe_unused]] constexpr int WIDE = 16 / sizeof(real);  // numbers that one instruction moves
 
 template <int N>
 struct alignas(N * sizeof(real)) Vector {

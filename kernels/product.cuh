@@ -39,7 +39,7 @@ struct Share {
     int64 step;
     real* to;
     int k;
-    unsigned offset[COPIES];
+    unsigned offset[ALONG_K ? COPIES : 1], pitch;  // bytes; not along k the copies are `pitch` apart
 
     FUNCTION Share(const Operand& operand, int64 row, int64 rows, int64 begin, real (*shared)[BR + PAD]) {
         const int line = threadIdx.x / LINE, place = threadIdx.x % LINE * WIDTH, r = ALONG_K ? line : place;
@@ -48,17 +48,19 @@ struct Share {
         to = &shared[k][r];
         from = operand.data + row * operand.row + begin * operand.k;
         step = SLICE * operand.k;
+        pitch = STEP * (unsigned)operand.k;
 #pragma unroll
-        for (int c = 0; c < COPIES; c++) {
-            const int m = ALONG_K ? r + c * STEP : r, i = ALONG_K ? k : k + c * STEP;
-            offset[c] = (unsigned)min(m, last) * (unsigned)operand.row + (unsigned)i * (unsigned)operand.k;
-        }
+        for (int c = 0; c < (ALONG_K ? COPIES : 1); c++)
+            offset[c] = (unsigned)min(r + c * STEP, last) * (unsigned)operand.row + (unsigned)k * (unsigned)operand.k;
     }
     FUNCTION void copy(int stage, int left) {
 #pragma unroll
         for (int c = 0; c < COPIES; c++)
             if (k + (ALONG_K ? 0 : c * STEP) < left)
-                copy_async<WIDTH>(to + stage * SLICE * (BR + PAD) + c * STEP * (ALONG_K ? 1 : BR + PAD), from + offset[c]);
+                copy_async<WIDTH>(
+                    to + stage * SLICE * (BR + PAD) + c * STEP * (ALONG_K ? 1 : BR + PAD),
+                    from + offset[ALONG_K ? c : 0] + (ALONG_K ? 0 : c * pitch)
+                );
         from += step;
     }
 };
@@ -158,7 +160,10 @@ FUNCTION void product(
         int* arrived = (int*)split.arrived + tile;
         __threadfence();
         __syncthreads();
-        if (threadIdx.x == 0) last_to_arrive = atomicAdd(arrived, 1) == (int)gridDim.y - 1;
+        if (threadIdx.x == 0) {
+            __threadfence();
+            last_to_arrive = atomicAdd(arrived, 1) == (int)gridDim.y - 1;
+        }
         __syncthreads();
         if (!last_to_arrive) return;
         __threadfence();

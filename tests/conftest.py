@@ -24,9 +24,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-gpu", action="store_true", help="tests that find no GPU fail, instead of being skipped")
 
 
-@pytest.fixture(params=["emulated", "gpu"])
+CUDA = ["emulated", pytest.param("gpu", marks=pytest.mark.gpu)]
+
+
+@pytest.fixture(params=CUDA)
 def exact_cuda(request: pytest.FixtureRequest) -> cuda.CUDABackend:
     """The CUDA backend: on the emulator, and on the GPU if there is one."""
+    return cuda_backend(request)
+
+
+@pytest.fixture(params=["cpu", "three threads", "numpy", *CUDA])
+def any_backend(request: pytest.FixtureRequest) -> Backend:
+    if request.param in ("cpu", "three threads"):
+        return cpu_backend(1 if request.param == "cpu" else 3)
+    return get_backend("numpy") if request.param == "numpy" else cuda_backend(request)
+
+
+def cuda_backend(request: pytest.FixtureRequest) -> cuda.CUDABackend:
+    """On the device of the fixture's parameter; skips where it is missing."""
     from tests.emulator import available
     from tests.emulator.gpu import GPU
 

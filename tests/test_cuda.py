@@ -7,6 +7,8 @@ on the GPU if there is one.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 
 import bpgpu
+from bpgpu import epochs
 from bpgpu.cpu import CPUBackend
 from bpgpu.cuda import CUDABackend
 from bpgpu.tiles import TILES, Tile, plan
@@ -108,6 +111,23 @@ def test_losses(loss: str, output: str | None, y: Any, dtype: str) -> None:
     compare(backend(), [4, 6, 5], 11, loss=loss, output_activation=output, y=y, activation="tanh", dtype=dtype, steps=2)
 
 
+PAIRS = [(loss, output) for loss in ("squared_error", "absolute_error", "huber") for output in bpgpu.ACTIVATIONS]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("start", [0, 1, 2])
+def test_some_outputs_of_every_loss(start: int, dtype: str) -> None:
+    for loss, output in PAIRS[start + 3 * (dtype == "float64") :: 6]:
+        compare(backend(), [4, 6, 5], 11, loss=loss, output_activation=output, y=rows, activation=output, dtype=dtype)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_every_output_of_every_loss(dtype: str) -> None:
+    for loss, output in PAIRS:
+        compare(backend(), [4, 6, 5], 11, loss=loss, output_activation=output, y=rows, activation=output, dtype=dtype, steps=2)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_reduction(reduction: str) -> None:
     compare(backend(), [4, 6, 3], 5, reduction=reduction, steps=1)
@@ -132,6 +152,18 @@ def test_reduction(reduction: str) -> None:
 def test_shapes(layers: list[int], n: int, tile: Tile, split: int) -> None:
     """Edges of tiles, sums over one chunk, two and three, their chunks in one block and in several."""
     compare(backend(tile=tile, split=split), layers, n, steps=1)
+
+
+@pytest.mark.parametrize("order", ["ascending", "random"])
+@pytest.mark.parametrize("tile", TILES["float64"], ids=lambda t: f"{t.BM}x{t.BN}")
+@pytest.mark.parametrize("split", [1, 3])
+def test_shapes_in_float64(tile: Tile, split: int, order: str) -> None:
+    shapes = [
+        ([33, 65, 70, 10], 67), ([600, 9, 4], 33), ([300, 5, 2], 3), ([3, 5, 2], 300), ([36, 132, 64, 12], 68),
+        ([4, 3, 2], 1100),
+    ]  # fmt: skip
+    for layers, n in shapes:
+        compare(backend(order, tile, split), layers, n, steps=1, dtype="float64")
 
 
 @pytest.mark.parametrize("columns", [255, 257, 700])
@@ -202,6 +234,24 @@ def test_bits_do_not_depend_on_the_order_of_threads(order: str) -> None:
         compare(backend(order, tile, split=3), [600, 9, 4], 33, steps=2)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("order", ["descending", "random"])
+def test_runs_with_all_that_may_be_asked_for(order: str, dtype: str) -> None:
+    """Dropout, parts of batches, bounds of gradients, of single examples' and of weights, penalties, rates by layer."""
+    rng = np.random.default_rng(0)
+    X, y, weight = rng.standard_normal((420, 20)), rng.integers(0, 3, 420), rng.random(420)
+    ends = []
+    for b in (CPU, backend(order)):
+        net = bpgpu.MLP([20, 33, 17, 3], activation=["gelu", "silu"], backend=b, seed=3, dtype=dtype, dropout=[0.1, 0.2, 0.3])
+        adam = bpgpu.AdamW(0.01, clip_norm=0.5, max_norm=1.0, l1=1e-4, layer_rates=[1, 0.5, 0.2])
+        history = net.fit(
+            X, y, epochs=2, batch_size=400, micro_batch=256, optimizer=adam, sample_weight=weight, clip_per_example=0.4
+        )
+        norms = net.per_example_norms(X[:50], y[:50])
+        ends.append((host(net.theta).tobytes(), history.loss, host(norms.total).tobytes()))
+    assert ends[0] == ends[1]
+
+
 OPTIMIZERS: dict[str, Callable[[], bpgpu.Optimizer]] = {
     "sgd": lambda: bpgpu.SGD(0.1),
     "momentum": lambda: bpgpu.SGD(0.1, 0.9, l1=0.01),
@@ -229,6 +279,44 @@ def test_a_whole_run(name: str) -> None:
     (theta, history, labels, proba, score), (theta_2, history_2, labels_2, proba_2, score_2) = results
     assert same(theta, theta_2) and same(proba, proba_2) and (labels == labels_2).all() and score == score_2
     assert history.loss == history_2.loss and history.validation_loss == history_2.validation_loss
+
+
+@pytest.mark.parametrize("on_the_device", [True, False])
+def test_data_that_are_there_and_data_that_stream(on_the_device: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrays on the device are used in place; more than it has room for comes from page-locked memory while it computes."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((1000, 64), np.float32)
+    y = (X[:, 0] > 0).astype(int) + (X[:, 1] > 0)
+    b, resident = backend(), set()
+    fill = epochs.Epochs._fill
+    monkeypatch.setattr(epochs.Epochs, "_fill", lambda self, k: (resident.add(self.resident), fill(self, k)))
+    monkeypatch.setattr(epochs, "SLAB_BYTES", 3 * 16 * X[0].nbytes)
+    if not on_the_device:
+        monkeypatch.setattr(CUDABackend, "free_bytes", lambda self: X.nbytes // 2 + 200_000)
+    ends = []
+    for device, here in ((CPU, lambda a: a), (b, b.asarray if on_the_device else lambda a: a)):
+        net = bpgpu.MLP([64, 10, 3], backend=device, seed=5)
+        net.fit(here(X), here(y), epochs=3, batch_size=16, optimizer=bpgpu.SGD(0.1, 0.9))
+        labels = net.predict(here(X))
+        assert isinstance(labels, type(here(X)))
+        ends.append((host(net.theta).tobytes(), host(labels).tobytes()))
+    assert ends[0] == ends[1] and resident == (set() if on_the_device else {False})
+
+
+def test_two_python_threads_on_one_device() -> None:
+    """Each trains a network of its own; the bits are those of training one after the other."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((160, 6), np.float32)
+    y = (X[:, 0] > 0).astype(int) + (X[:, 1] > 0)
+
+    def trained(b: Any, seed: int) -> bytes:
+        net = bpgpu.MLP([6, 20, 3], backend=b, seed=seed)
+        net.fit(X, y, epochs=4, batch_size=16, optimizer=bpgpu.SGD(0.1, 0.9))
+        return host(net.theta).tobytes() + net.gradient(X, y)[0].hex().encode()
+
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(partial(trained, backend()), range(8)))
+    assert found == [trained(CPU, seed) for seed in range(8)]
 
 
 def test_models_move_between_backends(tmp_path: Path) -> None:

@@ -10,18 +10,28 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 import bpgpu
-from bpgpu import BackendUnavailable, cuda, gpu
+from bpgpu import BackendUnavailable, gpu
+from bpgpu.kernels import cuda_source, disk
+from bpgpu.tiles import TILES
 from tests.emulator import available
 from tests.emulator.driver import stand_in
-from tests.emulator.gpu import GPU
+
+
+def installed(package: str) -> bool:
+    with suppress(PackageNotFoundError):
+        return bool(version(package))
+    return False
+
 
 ROOT = Path(__file__).parent.parent
 emulated = pytest.mark.skipif(available() is not None, reason=f"no emulator here: {available()}")
@@ -88,6 +98,43 @@ print(bpgpu.backends()["cuda"])
     assert said.startswith("CuPy finds no compiler (CuPy failed to load libnvrtc.so.13: ") and "'bpgpu[cuda13]'" in said
 
 
+ONLY_WHEELS = """
+import os, cuda.pathfinder
+os.environ.pop("CUDA_PATH", None)
+find = cuda.pathfinder.find_nvidia_header_directory
+def find_in_wheels(name):
+    found = find(name)
+    return found if found and "site-packages" in found and INSTALLED else None
+cuda.pathfinder.find_nvidia_header_directory = find_in_wheels
+import cupy
+from cupy._core.core import assemble_cupy_compiler_options
+"""  # as on a machine that has a driver and no CUDA toolkit
+
+
+@with_cupy
+def test_cupy_without_cudas_headers() -> None:
+    """What CuPy says when it compiles the first kernel of its own."""
+    code = f"""
+INSTALLED = False
+{ONLY_WHEELS}
+class Array:
+    def __add__(self, other):
+        assemble_cupy_compiler_options(())
+runtime = cupy.cuda.runtime
+runtime.driverGetVersion, runtime.getDeviceCount, cupy.ones = runtime.runtimeGetVersion, lambda: 1, lambda n: Array()
+import bpgpu
+print(bpgpu.backends()["cuda"])
+"""
+    said = python(code)
+    assert said.startswith("CuPy finds no headers (Failed to find CUDA headers. ") and "'bpgpu[cuda13]'" in said
+
+
+@with_cupy
+@pytest.mark.skipif(not installed("nvidia-cuda-runtime"), reason="the wheel nvidia-cuda-runtime is not installed")
+def test_the_wheels_of_the_extra_are_enough_for_cupys_kernels() -> None:
+    assert "-I" in python(f"INSTALLED = True\n{ONLY_WHEELS}\nprint(assemble_cupy_compiler_options(()))")
+
+
 def test_why_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     reason = gpu.why_not()
     if reason is None:
@@ -151,7 +198,7 @@ def test_records_are_arguments_of_kernels() -> None:
     import cupy
     from cupy.cuda.function import Function
 
-    from bpgpu.kernels import cuda_source, records
+    from bpgpu.kernels import records
     from bpgpu.launching import new_record
 
     function, stream = Function.__new__(Function), type("Stream", (), {"ptr": 0})()
@@ -162,81 +209,41 @@ def test_records_are_arguments_of_kernels() -> None:
         function((1, 1, 1), (1, 1, 1), (np.zeros(2),), stream=stream)
 
 
-class Collecting(GPU):
-    """Keeps the text of every kernel that is compiled."""
+class Module:
+    """Stands for the driver, to which machine code is given; keeps it."""
 
-    texts: dict[str, str]
+    loaded: list[bytes] = []  # noqa: RUF012
 
-    def compile(self, source: str, names: Sequence[str]) -> Mapping[str, Any]:
-        self.texts[names[0]] = source
-        return dict.fromkeys(names)
+    def load(self, code: bytes) -> None:
+        self.loaded.append(code)
 
-    def launch(self, *arguments: Any) -> None:
-        """Nothing is computed here."""
-
-
-def texts(activations: Sequence[str], dtypes: Sequence[str]) -> dict[str, str]:
-    """What the backend compiles in a training run and a prediction, by the names of the kernels."""
-    found: dict[str, str] = {}
-    for dtype in dtypes:
-        for precision in ("exact", "tf32")[: 1 + (dtype == "float32")]:
-            for f in activations:
-                device = Collecting()
-                device.texts = found
-                backend = cuda.CUDABackend(device).at(precision, dtype)
-                for n in (8, 2048):  # the small and the large tile
-                    X, W, b = (backend.empty(s, dtype) for s in ((n, 16), (16, 2048), (2048,)))
-                    A, dW = backend.dense_forward(X, W, b, f), backend.empty(W.shape, dtype)
-                    backend.hidden_delta(A, W, X, f)
-                    backend.dense_gradient(X, A, dW=dW)
-                    hyper, states = backend.empty((2, 3), dtype), (backend.empty(W.shape, dtype), backend.empty((2048,), dtype))
-                    for rule in ("sgd", "momentum", "nesterov"):
-                        backend.dense_update(X, A, W, b, rule, hyper, None if rule == "sgd" else states)
-                backend.activate(A, "softmax")
-                for loss in ("squared_error", "absolute_error", "huber", "binary_cross_entropy"):
-                    backend.output_delta(A, A, loss, "sigmoid" if loss.startswith("binary") else f)
-                labels = backend.asarray(np.zeros(n, np.int64))
-                for y in (A, labels):
-                    backend.output_delta(A, y)
-                backend.gather(A, labels, A)
-                backend.total(backend.empty((n,), dtype), backend.empty((1,), dtype))
-                with backend.capture() as program:
-                    backend.activate(A, f)
-                program.run()
-    return found
-
-
-def compiled(text: str, name: str, architecture: str) -> int:
-    """Bytes of machine code, by the compiler that CuPy calls, with the options that bpgpu gives."""
-    from cupy.cuda import nvrtc
-
-    program = nvrtc.createProgram(text, f"{name}.cu", (), ())
-    try:
-        nvrtc.compileProgram(program, (*cuda.OPTIONS, f"--gpu-architecture={architecture}"))
-    except nvrtc.NVRTCError:
-        raise AssertionError(f"{name} for {architecture}: {nvrtc.getProgramLog(program)[:2000]}") from None
-    size = len(nvrtc.getCUBIN(program))
-    nvrtc.destroyProgram(program)
-    return size
+    def get_function(self, name: str) -> Any:
+        return SimpleNamespace(ptr=0, name=name)
 
 
 @with_cupy
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
-def test_nvrtc_compiles_the_kernels(architecture: str) -> None:
-    found = texts(["gelu"], ["float32"])
-    assert len(found) > 20
-    for name, text in found.items():
-        assert compiled(text, name, architecture) > 1000
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_what_the_gpu_is_given_flushes_no_subnormals(dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As PTX, which a GPU gets that is younger than the compiler: IEEE operations, of which none is contracted."""
+    import cupy
 
-
-@with_cupy
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("architecture", ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"])
-def test_nvrtc_compiles_every_kernel(architecture: str) -> None:
-    found = texts(bpgpu.ACTIVATIONS, ["float32", "float64"])
-    for name, text in found.items():
-        assert compiled(text, name, architecture) > 1000
-    print(f"\n{architecture}: {len(found)} kernels")
+    monkeypatch.setattr(disk, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(cupy.cuda, "Module", Module)
+    monkeypatch.setattr(cupy.cuda.driver, "funcGetAttribute", lambda attribute, function: 32)
+    monkeypatch.setattr(gpu.CuPyDevice, "here", lambda self: nullcontext(cupy))
+    device = gpu.CuPyDevice.__new__(gpu.CuPyDevice)
+    device._device = SimpleNamespace(compute_capability="999")
+    for options in (("dense_forward", dtype, ("gelu",)), ("dense_gradient", dtype, ("adam",))):
+        text, name = cuda_source.source(*options, **TILES[dtype][-1].macros, ALIGNED=1)
+        for _ in range(2):  # compiled, then from the disk
+            assert device.compile(text, [name])[name].name == name
+        assert len(list(tmp_path.glob("*.kernel"))) == 1 and Module.loaded[-2] == Module.loaded[-1]
+        ptx = Module.loaded[-1].decode()
+        operations = set(re.findall(r"\b(?:add|sub|mul|fma|div|rcp|sqrt)\.[\w.]*f(?:32|64)", ptx))
+        assert {f"{o}.rn.f{dtype[-2:]}" for o in ("add", "mul", "fma")} < operations
+        assert all(re.fullmatch(r"(add|sub|mul|fma|div|rcp|sqrt)\.rn\.f(32|64)", o) for o in operations), operations
+        for file in tmp_path.glob("*.kernel"):
+            file.unlink()
 
 
 # -- cuBLASLt's side of cublaslt.py -------------------------------------------------------------------------------------

@@ -13,25 +13,9 @@ from conftest import cpu_backend
 import bpgpu
 from bpgpu import MLP, SGD, Adam
 from bpgpu.backend import Backend
-from bpgpu.cuda import CUDABackend
 from bpgpu.random import DROPOUT
 
 Array = np.ndarray[Any, Any]
-
-
-def emulated() -> Backend:
-    from tests.emulator import available
-    from tests.emulator.gpu import GPU
-
-    if available() is not None:
-        pytest.skip(f"no emulator here: {available()}")
-    return CUDABackend(GPU())
-
-
-BACKENDS: dict[str, Callable[[], Backend]] = {
-    "cpu": lambda: cpu_backend(1), "three threads": lambda: cpu_backend(3), "cuda": emulated,
-    "numpy": lambda: bpgpu.get_backend("numpy"),
-}  # fmt: skip
 
 
 def expected_mask(seed: int, layer: int, step: int, shape: tuple[int, int], rate: float) -> Array:
@@ -43,10 +27,9 @@ def expected_mask(seed: int, layer: int, step: int, shape: tuple[int, int], rate
     return np.array([half >= rate * 2**32 for half in halves]).reshape(shape)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (7, 33), (64, 65), (130, 70)])
-def test_the_mask(shape: tuple[int, int], backend: str, dtype: np.dtype, rng: np.random.Generator) -> None:
-    b = BACKENDS[backend]()
+def test_the_mask(shape: tuple[int, int], any_backend: Backend, dtype: np.dtype, rng: np.random.Generator) -> None:
+    b = any_backend
     A = (rng.random(shape) + 0.5).astype(dtype)
     for seed, layer, first, rate in ((0, 0, 0, 0.5), (2**64 - 1, 3, 5, 0.2), (7, 1, 10**9, 0.9)):
         key = np.array([seed, first], np.uint64).view(np.int64)
@@ -55,9 +38,8 @@ def test_the_mask(shape: tuple[int, int], backend: str, dtype: np.dtype, rng: np
         assert got.dtype == dtype and np.array_equal(got, np.where(kept, A * dtype.type(1 / (1 - rate)), 0))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_each_step_of_a_program_has_its_own(backend: str) -> None:
-    b = BACKENDS[backend]()
+def test_each_step_of_a_program_has_its_own(any_backend: Backend) -> None:
+    b = any_backend
     A, target, sums = b.asarray(np.ones((5, 9))), b.asarray(np.zeros((5, 9))), b.asarray(np.zeros(4))
     key = b.asarray(np.array([3, 10], np.int64))
     with b.capture() as program:
@@ -110,9 +92,9 @@ def test_the_gradient_is_that_of_the_thinned_network() -> None:
 
 
 @pytest.mark.parametrize("dtype_", ["float32", "float64"])
-def test_training_is_the_same_on_both_backends(dtype_: str) -> None:
+def test_training_is_the_same_on_both_backends(exact_cuda: Backend, dtype_: str) -> None:
     X, y = data()
-    nets = [network(backend=b, dtype=dtype_) for b in (cpu_backend(2), emulated())]
+    nets = [network(backend=b, dtype=dtype_) for b in (cpu_backend(2), exact_cuda)]
     losses = []
     for net in nets:
         optimizer = Adam(0.01)

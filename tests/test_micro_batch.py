@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import cpu_backend
-from test_dropout import emulated
 
 import bpgpu
 from bpgpu import MLP, SGD, Adam
+from bpgpu.backend import Backend
 
 N = 1300
 RNG = np.random.default_rng(0)
@@ -43,9 +43,9 @@ def test_no_bit_depends_on_it(case: str, dtype_: str) -> None:
 
 
 @pytest.mark.parametrize("case", ["dropout", "weights"])
-def test_nor_on_the_other_backend(case: str) -> None:
+def test_nor_on_the_other_backend(exact_cuda: Backend, case: str) -> None:
     expected = trained(cpu_backend(1), case, 600, None)
-    assert trained(emulated(), case, 600, 256) == expected
+    assert trained(exact_cuda, case, 600, 256) == expected
 
 
 def test_it_uses_less_memory() -> None:

@@ -186,7 +186,7 @@ class EmulatedDevice:
     overflows; the process must have been started with sanitized_environment().
     """
 
-    name = "emulated"
+    name, index = "emulated", 0
     multiprocessors = 4
 
     def __init__(

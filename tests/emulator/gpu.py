@@ -215,6 +215,8 @@ class TensorCores:
     def plan(
         self, A: Any, B: Any, C: Any, *, A_transposed: bool, B_transposed: bool, bias: Any, relu: bool
     ) -> Callable[[], None] | None:
+        if bias is not None and self.gpu.address(bias) % 16:
+            raise ValueError("a bias of which 16 bytes at a time can not be read")
         if C.shape[1] % 4:  # one of those for which the real library may have no algorithm
             return None
 
