@@ -198,7 +198,8 @@ def make():
 try:
     compiler.address("nothing", make)
 except KeyboardInterrupt:
-    print("interrupted", len(list(disk.cache_folder().glob("*.kernel"))), signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+    kept = len(list(disk.cache_folder().glob("*.kernel")))
+    print("interrupted", kept, signal.getsignal(signal.SIGINT) is signal.default_int_handler)
 """
     assert python(code, BPGPU_CACHE_DIR=str(tmp_path)).stdout.split() == ["interrupted", "1", "True"]
 
