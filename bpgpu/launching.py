@@ -48,9 +48,10 @@ class KernelBackend(Backend):
 
     def _product(self, A: Array, B: Array, *, A_transposed: bool = False, B_transposed: bool = False) -> Record:
         """C (M, N) = A B, of whose operands either may be a transposed array."""
-        (M, K), (A_row, A_k) = (A.shape[::-1], A.strides[::-1]) if A_transposed else (A.shape, A.strides)
+        row, step = A.shape[1] * A.itemsize, A.itemsize  # not A.strides: that of a single row may be any number
+        (M, K), (A_row, A_k) = (A.shape[::-1], (step, row)) if A_transposed else (A.shape, (row, step))
         return new_record(
-            records.PRODUCT, A=self.address(A), A_row=A_row, A_k=A_k, B=self.address(B), B_row=B.strides[0],
+            records.PRODUCT, A=self.address(A), A_row=A_row, A_k=A_k, B=self.address(B), B_row=B.shape[1] * B.itemsize,
             B_transposed=B_transposed, M=M, N=B.shape[0] if B_transposed else B.shape[1], K=K,
         )  # fmt: skip
 

@@ -106,6 +106,16 @@ def test_other_dtypes_and_layouts_on_the_gpu(gpu: GPU) -> None:
         assert here.outputs(given).tobytes() == there.outputs(device).get().tobytes()
 
 
+def test_a_single_row_with_any_stride(gpu: GPU) -> None:
+    """As a slice of a wide array has it; it is contiguous all the same."""
+    wide = np.arange(2 * (2**23 + 80), dtype=np.float32).reshape(2, -1)
+    row = np.lib.stride_tricks.as_strided(wide, (1, 6), wide.strides)
+    assert row.flags.c_contiguous and row.strides[0] > cuda.LONGEST_ROW
+    here, there = (bpgpu.MLP([6, 5, 3], backend=b) for b in (CPU, CUDABackend(gpu)))
+    assert here.outputs(row).tobytes() == there.outputs(GPUArray(row)).get().tobytes()
+    assert here.gradient(row, [1])[1].tobytes() == there.gradient(GPUArray(row), [1])[1].get().tobytes()
+
+
 def test_an_array_that_is_right_is_used_where_it_is(gpu: GPU) -> None:
     X = on(gpu, examples()[0])
     net = bpgpu.MLP([6, 5, 3], backend=CUDABackend(gpu))

@@ -344,6 +344,18 @@ def test_gain_of_huge_numbers_is_the_limit(name: str, dtype: np.dtype) -> None:
     np.testing.assert_allclose(gain(name, saved), expected, rtol=1e-6, atol=4 * float(np.finfo(dtype).eps))
 
 
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_gain_of_infinities_and_nan(name: str, dtype: np.dtype) -> None:
+    """As kernels/activations.py says it: at z = inf, -inf and NaN, from what is saved there."""
+    z = np.array([np.inf, -np.inf, np.nan], dtype)
+    gains = {
+        "identity": (1, 1, 1), "relu": (1, 0, 0), "leaky_relu": (1, 0.01, 0.01), "elu": (1, 0, np.nan),
+        "selu": (SELU, 0, np.nan), "softplus": (1, 0, np.nan), "gelu": (np.nan,) * 3, "silu": (np.nan,) * 3,
+    }  # fmt: skip
+    got = gain(name, z if name in SAVES_Z else f(name, z))
+    np.testing.assert_allclose(got, gains.get(name, (0, 0, np.nan)), rtol=1e-6, atol=4 * float(np.finfo(dtype).eps))
+
+
 # -- softmax and losses ---------------------------------------------------------------------------------------------------
 
 
