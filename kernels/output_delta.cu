@@ -38,7 +38,7 @@ FUNCTION real row(const real* Z, int64 columns, const char* y, real scale, real*
 }
 #endif
 
-extern "C" __global__ void __launch_bounds__(THREADS) KERNEL(OUTPUT p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(OUTPUT p) {
     const int64 n = blockIdx.x;
     const real scale = *(const real*)(p.scale + n * p.scale_step);
     real loss = row((const real*)(p.Z + n * p.Z_row), p.columns, (const char*)(p.y + n * p.y_row), scale,

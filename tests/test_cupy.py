@@ -183,8 +183,8 @@ def test_every_name_that_is_called_is_there() -> None:
     assert callable(cupyx.empty_pinned)
     for kind, methods in (
         (cupy.cuda.Stream, "begin_capture end_capture record wait_event ptr __enter__ __eq__"),
-        (cupy.cuda.Event, "synchronize"), (cupy.cuda.Graph, "launch"), (cupy.RawModule, "get_function"),
-        (cupy.RawKernel, "attributes __call__"), (cupy.cuda.Device, "__enter__ __exit__"),
+        (cupy.cuda.Event, "synchronize"), (cupy.cuda.Graph, "launch"), (cupy.cuda.Module, "load get_function"),
+        (cupy.cuda.Function, "ptr __call__"), (cupy.cuda.Device, "__enter__ __exit__"),
         (cupy.ndarray, "set copy astype data device flags strides __array_ufunc__ __array_function__ __dlpack__"),
     ):  # fmt: skip
         for method in methods.split():
