@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -73,6 +74,15 @@ def on_gpu(value: object) -> bool:
         except (BufferError, RuntimeError, TypeError, ValueError):  # neither here nor there
             return False
     return hasattr(value, "__cuda_array_interface__")
+
+
+def as_given(result: Any, given: Any) -> Any:
+    """A result on the GPU as an array of the library that `given` is of, if it has a from_dlpack; without a copy."""
+    if not on_gpu(result) or type(result) is type(given):
+        return result
+    named = sys.modules.get(type(given).__module__.partition(".")[0])  # torch, whose tensors name no namespace
+    library: Any = given.__array_namespace__() if hasattr(given, "__array_namespace__") else named
+    return library.from_dlpack(result) if hasattr(library, "from_dlpack") else result
 
 
 def as_numbers(value: Any, name: str) -> np.ndarray:

@@ -19,7 +19,7 @@ import numpy as np
 
 from . import initializers, per_example
 from .backend import Array, Backend, BackendUnavailable
-from .checks import amount, as_labels, as_matrix, as_numbers, as_targets, as_weights, nearest, on_gpu, readable_bytes
+from .checks import amount, as_given, as_labels, as_matrix, as_numbers, as_targets, as_weights, nearest, on_gpu, readable_bytes
 from .devices import get_backend
 from .inference import Inference
 from .initializers import Initializer
@@ -331,7 +331,10 @@ class MLP:
     # -- use -------------------------------------------------------------------------------------------------------------
 
     def outputs(self, X: Any) -> Array:
-        """a[L] for every row of X: (n, outputs), where X is: a NumPy array, or CuPy's for an X on the GPU."""
+        """a[L] for every row of X: (n, outputs), where X is: a NumPy array, or for an X on the GPU one of the same library."""
+        return as_given(self._outputs(X), X)
+
+    def _outputs(self, X: Any) -> Array:
         X, b, blocks = self.rows(X), self.backend, []
         for s in range(0, len(X), BLOCK):
             with self._inference.of(self, X[s : s + BLOCK]) as (_, A):
@@ -340,8 +343,8 @@ class MLP:
 
     def predict(self, X: Any) -> Array:
         """Labels (n,) of cross_entropy, 0/1 (n,) or (n, outputs) of binary_cross_entropy, otherwise the outputs."""
-        a = self._decided(self.outputs(X))
-        return a[:, 0] if a.ndim == 2 and a.shape[1] == 1 else a
+        a = self._decided(self._outputs(X))
+        return as_given(a[:, 0] if a.ndim == 2 and a.shape[1] == 1 else a, X)
 
     def _decided(self, a: Array) -> Array:
         """Labels (n,), 0 and 1 (n, outputs), or the outputs as they are."""

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -209,6 +210,20 @@ def test_tensors_of_other_libraries(gpu: GPU) -> None:
     for net in (there, bpgpu.MLP([6, 5, 3])):
         with pytest.raises(TypeError, match=r"^X (cannot be used on this GPU: it is not|is on a GPU)"):
             net.predict(Tensor(X, 2))
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_results_are_of_the_library_of_X(named: bool, gpu: GPU, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its array namespace, or, as torch has none, by the name of its module."""
+    X, _ = examples()
+    net, theirs = bpgpu.MLP([6, 5, 3], backend=CUDABackend(gpu)), on(gpu, X)
+    library = SimpleNamespace(from_dlpack=lambda array: ("theirs", array.get()))
+    monkeypatch.setitem(sys.modules, "some_library", SimpleNamespace() if named else library)
+    contents = {"__module__": "some_library.tensor"} | ({"__array_namespace__": lambda self: library} if named else {})
+    theirs.__class__ = type("Tensor", (type(theirs),), contents)
+    for call in (net.outputs, net.predict, net.predict_proba):
+        kind, result = call(theirs)
+        assert kind == "theirs" and result.tobytes() == call(X).tobytes()
 
 
 def test_assigning_to_parameters(gpu: GPU) -> None:
