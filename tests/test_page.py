@@ -133,7 +133,7 @@ def test_what_cannot_be_drawn_is_refused_in_one_sentence(tmp_path: Path) -> None
     with pytest.raises(ValueError, match="delta of layer 0 is not finite"):
         page(net.trace(np.ones(3), [9.0, 9.0]))
     for example in (4, -2, "0"):
-        with pytest.raises(IndexError, match=f"there are 1 examples, counted from 0; got {example!r}"):
+        with pytest.raises(IndexError, match=f"there is 1 example, counted from 0; got {example!r}"):
             small().to_html(tmp_path / "out.html", example=example)
     assert list(tmp_path.iterdir()) == []
 
