@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -15,6 +12,7 @@ import numpy as np
 
 from .backend import Array, Program
 from .checks import as_matrix, on_gpu
+from .kernels.interrupt import whole
 from .kernels.names import CHUNK
 from .optim import Optimizer
 from .random import TRANSFORM, generator
@@ -25,23 +23,6 @@ Transform = Callable[[Any, np.random.Generator], Any]  # of a batch X (n, inputs
 
 SLAB_BYTES = 1 << 26  # of a data set that is larger than the device should hold: what is copied there at a time
 SLICE_SECONDS = 0.1  # how long a replay may take before Python looks at Ctrl-C and reports progress
-
-
-@contextmanager
-def whole() -> Iterator[None]:
-    """What the block does is done as a whole: Ctrl-C during it is heard at its end."""
-    handler = signal.getsignal(signal.SIGINT)
-    if not callable(handler) or threading.current_thread() is not threading.main_thread():  # which alone hears of it
-        yield
-        return
-    heard: list[Any] = []
-    signal.signal(signal.SIGINT, lambda *signal_and_frame: heard.append(signal_and_frame))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        if heard:
-            handler(*heard[0])
 
 
 class Epochs:

@@ -17,8 +17,9 @@ from . import checkpoint
 from .backend import Array
 from .callbacks import Best, Callback, Callbacks, as_callbacks
 from .checks import as_weights, count
-from .epochs import Epochs, Transform, whole
+from .epochs import Epochs, Transform
 from .health import Health, Observer
+from .kernels.interrupt import whole
 from .kernels.names import CHUNK
 from .labels import class_weights, smoothed
 from .mlp import MLP

@@ -84,9 +84,7 @@ class CuPyDevice:
         with self.here() as cupy:
             alike = isinstance(source, np.ndarray) and (source.dtype, source.shape) == (target.dtype, target.shape)
             if alike and target.flags.c_contiguous:
-                target.set(
-                    source
-                )  # cupy.asarray goes through page-locked memory of the same size, and a second array on the GPU
+                target.set(source)  # cupy.asarray takes page-locked memory of the same size, and a second array on the GPU
             else:
                 target[...] = cupy.asarray(source)
 

@@ -9,11 +9,8 @@ an upgrade can only miss.
 from __future__ import annotations
 
 import hashlib
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +19,7 @@ from typing import Any
 import llvmlite.binding as llvm
 
 from .disk import cache_folder, kept
+from .interrupt import whole
 from .machine import target
 
 
@@ -44,23 +42,6 @@ def _announce() -> None:
         _announced = True
         where = f"kept in {cache_folder()}" if cache_folder() else "not kept: no writable cache folder"
         print(f"bpgpu: compiling CPU kernels for this machine (some seconds, once; {where})", file=sys.stderr, flush=True)
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C comes at the end of the block: Python cannot raise it in the functions that LLVM calls back, where it is lost."""
-    handler = signal.getsignal(signal.SIGINT)
-    if not callable(handler) or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    pressed: list[Any] = []
-    signal.signal(signal.SIGINT, lambda *signals: pressed.append(signals))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        if pressed:
-            handler(*pressed[0])
 
 
 def _compile(function: Callable[..., None]) -> tuple[str, bytes]:
@@ -104,6 +85,6 @@ def address(name: str, make: Callable[[], Callable[..., None]]) -> int:
         symbol, code = _compile(make())
         return symbol.encode() + b"\0" + code
 
-    with _uninterrupted():
+    with whole():  # Python cannot raise Ctrl-C in the functions that LLVM calls back: it would be lost
         symbol, _, code = kept(f"{_fingerprint()} {name}", compiled).partition(b"\0")
     return _load(symbol.decode(), code)
