@@ -58,6 +58,7 @@ STEPS: Table = {
     "torch": (_TORCH, peers.torch_step),
     "torch.compile": (_TORCH, peers.torch_compiled),
     "jax": (_JAX, peers.jax_step),
+    "thinc": (("thinc",), peers.thinc_step),
     "sklearn": (_SKLEARN, peers.sklearn_step),
 }
 RULES: Table = {
@@ -92,7 +93,7 @@ FITS: Table = {
     "sklearn": (_SKLEARN, peers.sklearn_fit),
 }
 KINDS = {"step": STEPS, "memory": STEPS, "optimizer": RULES, "inside": INSIDE, "inference": LABELS, "fit": FITS}
-FOREIGN = ("torch", "opacus", "jax", "sklearn")  # packages that may be missing, or in another Python
+FOREIGN = ("torch", "opacus", "jax", "thinc", "sklearn")  # packages that may be missing, or in another Python
 
 
 def main() -> None:

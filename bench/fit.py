@@ -5,8 +5,6 @@ from __future__ import annotations
 import statistics
 from pathlib import Path
 
-from rich.table import Table
-
 from .competitors import FITS
 from .networks import NETWORKS
 from .runner import Job, Result, Runner, options
@@ -24,9 +22,6 @@ def main() -> None:
     runner, network = Runner(args), NETWORKS["mnist"]
     how = ("--data", str(args.data.absolute()), "--goal", str(args.goal), "--epochs", "1" if args.quick else str(args.epochs))
     runner.run([Job("fit", name, network.name, args.threads, how) for name in FITS])
-    table = Table("competitor", title=f"{network}, SGD with momentum, MNIST: seconds to {args.goal:.1%} on the test images")
-    for heading in ("seconds", "times bpgpu", "epochs", "seconds an epoch", "accuracy after each epoch, first round"):
-        table.add_column(heading, justify="right")
     found: dict[str, Result] = {}
     for name in FITS:
         mine = [r for r in runner.runs if r["competitor"] == name]
@@ -38,15 +33,6 @@ def main() -> None:
                 "seconds_an_epoch": statistics.median(end / len(r["epochs"]) for end, r in zip(ends, mine, strict=True)),
                 "course": [r["epochs"] for r in mine],
             }  # fmt: skip
-    ours = found["bpgpu"]["seconds"]
-    for name, entry in found.items():
-        seconds = entry["seconds"]
-        table.add_row(
-            name, f"{seconds:.1f}" if seconds else "not reached", f"{seconds / ours:.2f}x" if seconds and ours else "-",
-            ", ".join(map(str, entry["epochs"])), f"{entry['seconds_an_epoch']:.2f}",
-            " ".join(f"{epoch['accuracy']:.2%}" for epoch in entry["course"][0]),
-        )  # fmt: skip
-    runner.console.print(table)
     runner.report("fit", {network.name: {"fits": found}}, goal=args.goal)
 
 

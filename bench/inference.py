@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .networks import BATCHES
-from .runner import Runner, check, jobs_of, options, speed_table
+from .runner import Runner, check, jobs_of, options
 
 NETWORKS = [n for n in BATCHES if n.batch in (1, 128, 4096)]
 
@@ -13,9 +13,7 @@ def main() -> None:
     runner = Runner(args, seconds=0.5)
     runner.run(jobs_of("inference", NETWORKS, args.threads))
     check(runner.runs, slack=0.02)  # of the shares of labels: one in 50 may be a close call
-    speeds = {n.name: runner.speeds(n) for n in NETWORKS}
-    runner.console.print(speed_table("Labels of a batch: forward pass and argmax", NETWORKS, speeds))
-    runner.report("inference", {name: {"competitors": s} for name, s in speeds.items()})
+    runner.report("inference", {n.name: {"competitors": runner.speeds(n)} for n in NETWORKS})
 
 
 if __name__ == "__main__":

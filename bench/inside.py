@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from rich.table import Table
-
-from .competitors import FOREIGN, INSIDE
+from .competitors import FOREIGN
 from .runner import Runner, check, chosen, jobs_of, options
 
 # What is measured, relative to what
@@ -23,22 +21,10 @@ def main() -> None:
     for clipped in (True, False):
         check([r for r in runner.runs if r["competitor"].endswith("clipped") == clipped])
     speeds = {n.name: runner.speeds(n) for n in networks}
-    table = Table("network", title="A step: ms. In brackets: times the step without clipping, of the same kind")
-    names = [name for name in INSIDE if any(name in found for found in speeds.values())]
-    for name in names:
-        table.add_column(name, justify="right")
-    for network in networks:
-        found, cells = speeds[network.name], []
+    for found in speeds.values():
         for name, base in RATIOS.items():
             if name in found and base in found:
                 found[name]["of_plain"] = found[name]["ms"] / found[base]["ms"]
-        for name in names:
-            entry = found.get(name)
-            ratio = f" ({entry['of_plain']:.3g})" if entry and "of_plain" in entry else ""
-            cells.append(f"{entry['ms']:.3g}{ratio}" if entry else "-")
-        table.add_row(f"{network.name}\n[dim]{network}", *cells)
-    runner.console.print(table)
-    runner.console.print("norms: of a batch; health: what falls to a step of the time for looking at the network now and then")
     runner.report("inside", {name: {"competitors": s} for name, s in speeds.items()})
 
 

@@ -1,4 +1,4 @@
-"""The peers: a step in plain NumPy, PyTorch, Opacus, JAX and scikit-learn; what they predict; a fit of two of them."""
+"""The peers: a step in plain NumPy, PyTorch, Opacus, JAX, thinc and scikit-learn; what they predict; a fit of two of them."""
 
 from __future__ import annotations
 
@@ -222,6 +222,29 @@ def jax_parts(network: Network, precision: str = "fp32", steps: int = 1) -> tupl
         result[0], state[0] = compiled(state[0], X, y)
 
     return step, lambda: jax.block_until_ready((result, state)), lambda: [np.asarray(W) for W, _ in state[0]]
+
+
+def thinc_step(network: Network, threads: int) -> Run:
+    """begin_update, the loss's gradient, backprop, finish_update; products by NumPy's BLAS, as thinc's own has one thread."""
+    from thinc.api import SGD, CategoricalCrossentropy, Gelu, NumpyOps, Relu, Sigmoid, Softmax, chain, set_current_ops
+
+    layers = {"relu": Relu, "sigmoid": Sigmoid, "gelu": Gelu}
+    if network.activation not in layers or network.dtype != "float32":
+        raise Skip(f"thinc has no {network.activation} in {network.dtype}")
+    set_current_ops(NumpyOps(use_blis=False))
+    *hidden, last = network.shapes
+    model = chain(*(layers[network.activation](o, i) for i, o in hidden), Softmax(last[1], last[0]))
+    for layer, W in zip(model.layers, network.weights(), strict=True):
+        layer.set_param("W", np.ascontiguousarray(W.T))
+        layer.set_param("b", np.zeros(W.shape[1], W.dtype))
+    loss, sgd, (X, y) = CategoricalCrossentropy(), SGD(LEARNING_RATE, grad_clip=0.0, use_averages=False), network.data()
+
+    def step() -> None:
+        outputs, backprop = model.begin_update(X)
+        backprop(loss.get_grad(outputs, y))
+        model.finish_update(sgd)
+
+    return Run(step, lambda: [layer.get_param("W").T for layer in model.layers])
 
 
 def sklearn_step(network: Network, threads: int) -> Run:

@@ -22,13 +22,13 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from bpgpu.cpu import thread_count
 from bpgpu.kernels.machine import target
 
 from .competitors import FOREIGN, KINDS
 from .networks import EVERY, NETWORKS, Network
+from .tables import RESULTS, sheet
 
 ROOT = Path(__file__).parent.parent
 PAUSE = 0.1  # seconds between two processes
@@ -157,7 +157,7 @@ class Runner:
         return found
 
     def report(self, part: str, networks: dict[str, Result], **figures: Any) -> None:
-        """Write all of it to the file, unless --quick; `networks` has the figures of each."""
+        """Print its table, and write all of it to the file, unless --quick; `networks` has the figures of each."""
         report = (
             self.stamp
             | {"part": part, "networks": {name: described(EVERY[name]) | f for name, f in networks.items()}}
@@ -168,14 +168,17 @@ class Runner:
             report["blas"] = found[0]
         report["skipped"] = [{"competitor": j.competitor, "network": j.network, "why": why} for j, why in self.skipped.items()]
         report["runs"] = self.runs
-        if (load := report["machine"]["load_at_start"]) and load[0] > 0.5:
+        about, shown = report["machine"], sheet(report)
+        self.console.print(shown.rich())
+        self.console.print(f"{about['cpu']} ({about['llvm_cpu']}), {about['threads']} threads", highlight=False)
+        if (load := about["load_at_start"]) and load[0] > 0.5:
             self.console.print(
                 f"[yellow]the machine was busy (load {load[0]:.1f} at the start): these figures are not to be trusted"
             )
         for reason in sorted({f"{j.competitor}: {why}" for j, why in self.skipped.items()}):
             self.console.print(f"left out  {reason}", markup=False)
         name = f"{target()[0]}-{self.args.threads}-threads" + ("" if part == "steps" else f"-{part}")
-        output = self.args.output or (None if self.args.quick else ROOT / "bench" / "results" / f"{name}.json")
+        output = self.args.output or (None if self.args.quick else RESULTS / f"{name}.json")
         if output:
             output.parent.mkdir(parents=True, exist_ok=True)
             output.write_text(json.dumps(report, indent=1) + "\n")
@@ -197,29 +200,6 @@ def described(network: Network) -> Result:
         "title": str(network), "layers": network.layers, "activation": network.activation, "batch": network.batch,
         "dtype": network.dtype, "parameters": network.parameters, "flops": network.flops,
     }  # fmt: skip
-
-
-def speed_table(title: str, networks: list[Network], speeds: dict[str, Result]) -> Table:
-    """ms of every competitor: the floor's and bpgpu's with GFLOP/s, the peers' with how many times bpgpu's."""
-    names = list(dict.fromkeys(name for found in speeds.values() for name in found))
-    table = Table("network", title=title)
-    for name in names:
-        heading = "ms GFLOP/s" if name == "floor" else "ms of floor GFLOP/s" if name.startswith("bpgpu") else "ms"
-        table.add_column(f"{name}\n{heading}", justify="right")
-    for network in networks:
-        cells = []
-        for name in names:
-            if (found := speeds[network.name].get(name)) is None:
-                cells.append("-")
-                continue
-            ms, gflops = f"{found['ms']:.3g}", f"{found['gflops']:.0f}"
-            if name == "floor":
-                cells.append(f"{ms}  {gflops}")
-            else:
-                mine = name.startswith("bpgpu")
-                cells.append(f"{ms}  {found['of_floor']:.2f}  {gflops}" if mine else f"{ms}  {found['of_bpgpu']:.2f}x")
-        table.add_row(f"{network.name}\n[dim]{network}", *cells)
-    return table
 
 
 def machine(threads: int) -> Result:

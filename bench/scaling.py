@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from rich.table import Table
-
 from .networks import BATCHES, WIDTHS, Network
 from .runner import Job, Runner, check, options
-
-COMPETITORS = ("floor", "bpgpu", "torch")
 
 
 def main() -> None:
@@ -21,22 +17,12 @@ def main() -> None:
         "width": [(n.layers[1], n, args.threads) for n in WIDTHS],
     }
     points = dict.fromkeys((n, threads) for sweep in sweeps.values() for _, n, threads in sweep)
-    runner.run([Job("step", c, n.name, threads) for n, threads in points for c in COMPETITORS])
+    runner.run([Job("step", name, n.name, threads) for n, threads in points for name in ("floor", "bpgpu", "torch")])
     check(runner.runs)
-    table = Table("what grows", title="A full SGD step; unless it grows: 784-1024-1024-10 relu, batch 128, all threads")
-    for heading in ("", "floor ms", "bpgpu ms", "of floor", "bpgpu GFLOP/s", "torch ms", "times bpgpu"):
-        table.add_column(heading, justify="right")
     figures = {
         grows: [{"at": at, "competitors": runner.speeds(network, threads)} for at, network, threads in sweep]
         for grows, sweep in sweeps.items()
     }
-    for grows, entries in figures.items():
-        for entry in entries:
-            floor, bpgpu, torch = (entry["competitors"].get(c) for c in COMPETITORS)
-            cells = [f"{floor['ms']:.3g}", f"{bpgpu['ms']:.3g}", f"{bpgpu['of_floor']:.2f}", f"{bpgpu['gflops']:.0f}"]
-            cells += [f"{torch['ms']:.3g}", f"{torch['of_bpgpu']:.2f}"] if torch else ["-", "-"]
-            table.add_row(grows if entry is entries[0] else "", str(entry["at"]), *cells, end_section=entry is entries[-1])
-    runner.console.print(table)
     runner.report("scaling", {n.name: {} for n, _ in points}, sweeps=figures)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.runner import check
+from bench.tables import RESULTS, page
 
 ROOT = Path(__file__).parent.parent
 
@@ -67,3 +68,7 @@ def test_check() -> None:
     with pytest.raises(SystemExit, match="jax computes something else than torch on n"):
         check([*runs, first("jax", 0.1, 0.3)])
     check([*runs, first("jax", 0.1, 0.3)], slack=0.1)
+
+
+def test_page_of_results_is_that_of_the_files() -> None:
+    assert (RESULTS / "README.md").read_text(encoding="utf-8") == page()
