@@ -1,9 +1,9 @@
 """The GPU table, in at most 8 minutes:  python -m bench.gpu
 
 1. parity: the tests that compare the real GPU with the CPU, bit for bit, and the fast modes with their bounds;
-2. a full SGD step in fp32 (bpgpu: exact), tf32 and bf16: bpgpu, PyTorch (eager, torch.compile with CUDA graphs, a whole-step
-   CUDA graph) and JAX (jit, scan over steps), each in a process of its own, and the floor: the step's matrix products alone
-   through cuBLAS, in one CUDA graph.
+2. a full SGD step in fp32 (bpgpu: exact; bpgpu.tc: fp32-tc), tf32 and bf16: bpgpu, PyTorch (eager, torch.compile with CUDA
+   graphs, a whole-step CUDA graph) and JAX (jit, scan over steps), each in a process of its own, and the floor: the step's
+   matrix products alone through cuBLAS, in one CUDA graph.
 
 Each part runs even if another fails; what is missing is named.  bench/results/GPU.json gets every figure.  Steps are issued
 many at a time and waited for at the end: what is measured is the time of a step in a training run.
@@ -29,8 +29,8 @@ from rich.table import Table
 from .gpu_competitors import COMPETITORS
 from .runner import ROOT, commit
 
-# 120 + 90 + 6 x 44 < 8 minutes; bpgpu compiles its kernels and has three precisions to run
-PARITY_SECONDS, OWN_SECONDS, PEER_SECONDS = 120, 90, 44
+# 120 + 90 + 7 x 38 < 8 minutes; bpgpu compiles its kernels and has three precisions to run
+PARITY_SECONDS, OWN_SECONDS, PEER_SECONDS = 120, 90, 38
 PARITY_FILES = [f"tests/test_{name}.py" for name in ("cuda", "fast", "dropout", "clip", "micro_batch")]
 MOVED = {"fp32": 0.02, "tf32": 0.02, "bf16": 0.1}  # how far first steps may differ, relative
 Result = dict[str, Any]
@@ -94,7 +94,7 @@ def table(results: dict[str, Result]) -> Table:
     ms = {(r["network"], r["precision"], c): r["ms"] for c, found in results.items() for r in found["runs"] if "ms" in r}
     for network, precision in dict.fromkeys(key[:2] for key in ms):
         mine = {c: ms[network, precision, c] for c in COMPETITORS if (network, precision, c) in ms}
-        own, peers = mine.get("bpgpu"), [v for c, v in mine.items() if c not in ("floor", "bpgpu")]
+        own, peers = mine.get("bpgpu"), [v for c, v in mine.items() if c not in ("floor", "bpgpu", "bpgpu.tc")]
         cells = [f"{mine[c]:.4g}" if c in mine else "-" for c in COMPETITORS]
         cells.append(f"{own / mine['floor']:.2f}" if own and "floor" in mine else "-")
         cells.append(f"{min(peers) / own:.2f}x" if own and peers else "-")
@@ -117,7 +117,7 @@ def main() -> None:
             console.print(f"  {line}")
     results: dict[str, Result] = {}
     for name in COMPETITORS:
-        python = sys.executable if name == "bpgpu" else args.peers_python
+        python = sys.executable if name.startswith("bpgpu") else args.peers_python
         results[name] = race(name, args.device, python, 0.1 if args.device == "cpu" else 0.5)
         if "failed" in results[name]:
             console.print(f"{name}: {results[name]['failed']}")

@@ -27,13 +27,14 @@ def many(network: Network) -> int:
     return max(1, min(32, 10**12 // network.flops))
 
 
-def bpgpu_run(network: Network, precision: str, device: str) -> Run:
-    """The recorded step as net.fit replays it, each batch gathered on the device."""
+def bpgpu_run(network: Network, precision: str, device: str, fp32: str = "exact") -> Run:
+    """The recorded step as net.fit replays it, each batch gathered on the device; fp32: how that precision is come by."""
     import bpgpu
     from bpgpu.epochs import Epochs
 
-    how = "exact" if precision == "fp32" else precision
-    net = bpgpu.MLP(network.layers, activation=network.activation, backend=device, precision=how)
+    net = bpgpu.MLP(
+        network.layers, activation=network.activation, backend=device, precision=fp32 if precision == "fp32" else precision
+    )
     for l, W in enumerate(network.weights()):
         net.weights[l] = W
     steps = max(1, min(many(network), 2**28 // (4 * network.batch * network.layers[0])))  # at most 256 MiB of data
@@ -116,6 +117,7 @@ def floor_run(network: Network, precision: str, device: str) -> Run:
 COMPETITORS: dict[str, tuple[str, Callable[[Network, str, str], Run]]] = {
     "floor": ("torch", floor_run),
     "bpgpu": ("bpgpu", bpgpu_run),
+    "bpgpu.tc": ("bpgpu", lambda *job: bpgpu_run(*job, fp32="fp32-tc")),
     "torch": ("torch", torch_run),
     "torch.compile": ("torch", lambda *job: torch_run(*job, how="torch.compile")),
     "torch.graph": ("torch", lambda *job: torch_run(*job, how="torch.graph")),
@@ -138,7 +140,7 @@ def compete(name: str, device: str, seconds: float) -> None:
         reason = f"{package} is not installed" if isinstance(error, PackageNotFoundError) else str(error)
         print(json.dumps({"failed": reason}))
         return
-    for precision in PRECISIONS:
+    for precision in PRECISIONS[:1] if name == "bpgpu.tc" else PRECISIONS:
         for network in [NETWORKS["small"]] if device == "cpu" else GPU_NETWORKS.values():
             result: dict[str, Any] = {"network": network.name, "precision": precision}
             try:

@@ -1,6 +1,6 @@
 """The tables of results, which every benchmark prints, and all of them as a page:  python -m bench.tables
 
-The page is bench/results/README.md, made of the JSON files beside it.
+The page is bench/results/README.md, made of the JSON files beside it; the table of bench.steps goes into the README, too.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from rich.table import Table
 
 Report = dict[str, Any]
 RESULTS = Path(__file__).parent / "results"
+README, STEPS = RESULTS.parent.parent / "README.md", RESULTS / "znver4-2-threads.json"
+BEGIN, END = "<!-- python -m bench.tables -->", "<!-- end -->"
 
 
 @dataclass(frozen=True)
@@ -156,9 +158,17 @@ def page(folder: Path = RESULTS) -> str:
     return "\n\n".join(text) + "\n"
 
 
+def with_table(text: str, file: Path) -> str:
+    """The README's text, its table that of a file of bench.steps."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{sheet(json.loads(file.read_text())).markdown()}\n{END}{after}"
+
+
 def main() -> None:
     (RESULTS / "README.md").write_text(page(), encoding="utf-8")
-    print(f"written to {RESULTS / 'README.md'}")
+    README.write_text(with_table(README.read_text(encoding="utf-8"), STEPS), encoding="utf-8")
+    print(f"written to {RESULTS / 'README.md'} and {README}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The seam: what a network asks of a device.
 
-`Backend` is about ten operations on arrays.  Each is checked here, once for all devices (shapes, dtypes, layout), and then
+`Backend` is some fifteen operations on arrays.  Each is checked here, once for all devices (shapes, dtypes, layout), and then
 handed to the device's own method of the same name with an underscore.  cpu.py and cuda.py launch the kernels,
 numpy_backend.py is plain NumPy; networks and training know only this file.
 
@@ -28,7 +28,7 @@ Array = Any  # a NumPy array on "cpu" and "numpy", a CuPy array on "cuda"
 
 States = Sequence[tuple[Array, Array]]  # of an update: for each state of the rule, that of W and that of b
 
-PRECISIONS = ("exact", "tf32", "bf16")  # of products; bpgpu/fast.py states the errors of the last two
+PRECISIONS = ("exact", "fp32-tc", "tf32", "bf16")  # of products; bpgpu/fast.py states the errors of all but the first
 
 
 class BackendUnavailable(RuntimeError):

@@ -288,7 +288,8 @@ class TensorBoard(Callback):
         for name in (*METRICS, "seconds"):
             if values := getattr(progress.history, name):
                 self._writer.add_scalar(name, values[-1], progress.epoch + 1)
-        self._writer.add_scalar("learning_rate", progress.optimizer.rate(0), progress.epoch + 1)
+        last_step = progress.net.trainer(progress.optimizer).steps_taken - 1
+        self._writer.add_scalar("learning_rate", progress.optimizer.rate(last_step), progress.epoch + 1)
 
     def on_fit_end(self, progress: Progress) -> None:
         if self._writer is not None:

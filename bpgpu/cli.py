@@ -49,6 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds a default where there is one to show."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bpgpu", description="Multilayer perceptrons trained by backpropagation.")
     parser.add_argument("--version", action="version", version=f"bpgpu {__version__}")
@@ -58,13 +65,13 @@ def _parser() -> argparse.ArgumentParser:
         "train",
         help="train a network and save it",
         description="Train a network; without options, one of 1.9 million parameters on a part of MNIST that comes along.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
     )
     train.set_defaults(run=_train)
     add = train.add_argument
-    add("--data", help="directory or file: IDX (MNIST-style), .npz, .npy, .csv, .parquet (default: a part of MNIST)")
+    add("--data", help="folder or file: IDX (MNIST-style), .npz, .npy, .csv, .tsv, .parquet (default: a part of MNIST)")
     add("--target", help="name or number of the target column of a CSV or Parquet file")
-    add("--hidden", type=_sizes, default=(1024, 1024), metavar="N,N,...", help="units of the hidden layers; 0 for none")
+    add("--hidden", type=_sizes, default="1024,1024", metavar="N,N,...", help="units of the hidden layers; 0 for none")
     add("--activation", default="relu", metavar="NAME[,NAME...]", help=f"one, or one a hidden layer: {', '.join(ACTIVATIONS)}")
     add("--loss", help=f"{', '.join(LOSSES)} (default: cross_entropy for labels, squared_error for numbers)")
     add("--output-activation", metavar="NAME", help="of the output layer (default: what goes with the loss)")
@@ -73,25 +80,26 @@ def _parser() -> argparse.ArgumentParser:
     add("--learning-rate", type=float, default=0.05, help="size of a step")
     add("--momentum", type=float, default=0.9, help="share of the last step that goes on")
     add("--weight-decay", type=float, default=0.0, help="L2 penalty")
-    add("--validation", type=float, default=0.1, metavar="SHARE", help="of the training data, to choose the best epoch by")
+    held_out = "of the training data, to choose the best epoch by; as much again to test, if there is no test part"
+    add("--validation", type=float, default=0.1, metavar="SHARE", help=held_out)
     add("--seed", type=int, default=0, help="of initial weights, shuffles and splits")
     add("--backend", default="cpu", help="cpu, cuda, auto or numpy")
     add("--dtype", default="float32", help="float32 or float64")
-    add("--precision", default="exact", help="of products: exact, or on a GPU the faster tf32 or bf16")
+    add("--precision", default="exact", help="of products: exact, or on a GPU the faster fp32-tc, tf32 or bf16")
     add("--checkpoint", metavar="FILE", help="where to keep the state of the training while it runs")
-    add("--checkpoint-seconds", type=float, default=60.0, metavar="S", help="how often")
+    add("--checkpoint-seconds", type=float, default=60.0, metavar="S", help="from one checkpoint to the next")
     add("--resume", action="store_true", help="go on from the checkpoint, if there is one, as if it had not been interrupted")
     add("--output", default="bpgpu-model.safetensors", metavar="FILE", help="where the model goes")
 
     predict = commands.add_parser(
         "predict",
         help="use a saved network",
-        description="Print a line for each example: its label (or numbers). Of a data set with a test part, the test part; "
-        "where there are labels, the accuracy goes to stderr.",
+        description="Print one line for each example, its label or numbers; if the data have a test part, for that part. With "
+        "labels, the accuracy goes to stderr.",
     )
     predict.set_defaults(run=_predict)
     predict.add_argument("model", metavar="MODEL")
-    predict.add_argument("data", metavar="DATA", help="directory or file, as for train; labels may be missing")
+    predict.add_argument("data", metavar="DATA", help="folder or file, as for train; labels may be missing")
     predict.add_argument("--target", help="name or number of the target column of a CSV or Parquet file")
     predict.add_argument("--proba", action="store_true", help="print the probabilities of all classes instead")
     predict.add_argument("--backend", default="cpu", help="cpu, cuda, auto or numpy")
@@ -109,13 +117,13 @@ def _parser() -> argparse.ArgumentParser:
         "trace",
         help="see both passes of one example",
         description="Print z, a, f'(z) and delta of one example in a saved network, with the largest dC/dw of its first layer "
-        "unfolded; or write a page that steps through both passes. Of a data set with a test part, the test part.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        "unfolded; or write a page that steps through both passes. If the data have a test part, of that part.",
+        formatter_class=_Help,
     )
     trace.set_defaults(run=_trace)
     trace.add_argument("model", metavar="MODEL", nargs="?", default="bpgpu-model.safetensors", help="as train has saved it")
-    trace.add_argument("--data", help="directory or file, as for train (default: a part of MNIST)")
-    trace.add_argument("--target", help="name or number of the target column of a CSV file")
+    trace.add_argument("--data", help="folder or file, as for train (default: a part of MNIST)")
+    trace.add_argument("--target", help="name or number of the target column of a CSV or Parquet file")
     trace.add_argument("--example", type=int, default=0, metavar="N", help="which one, counted from 0")
     trace.add_argument("--html", metavar="FILE", help="write a page instead: one file that needs no network")
     trace.add_argument("--backend", default="cpu", help="cpu, cuda, auto or numpy")

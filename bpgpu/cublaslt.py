@@ -27,7 +27,7 @@ def bindings() -> tuple[Any, Any]:
     except Exception as error:  # nvmath has kinds of its own for a library that it does not find
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise BackendUnavailable(
-            f"precision='tf32' and 'bf16' need nvmath-python and cuBLAS ({reason}); "
+            f"products on tensor cores need nvmath-python and cuBLAS ({reason}); "
             "python -m pip install 'bpgpu[fast13]' (or 'bpgpu[fast12]' for CUDA 12)"
         ) from error
     return cublas, cublasLt
@@ -41,8 +41,9 @@ class Description:
         alignments: tuple[int, int, int],
     ) -> None:  # fmt: skip
         cublas, lt = bindings()
-        compute = {"tf32": cublas.ComputeType.COMPUTE_32F_FAST_TF32, "bf16": cublas.ComputeType.COMPUTE_32F_FAST_16BF}
-        self.operation = lt.matmul_desc_create(compute[precision], _REAL)
+        kinds = cublas.ComputeType
+        compute = kinds.COMPUTE_32F_FAST_16BF if precision == "bf16" else kinds.COMPUTE_32F_FAST_TF32
+        self.operation = lt.matmul_desc_create(compute, _REAL)
         self.layouts = [lt.matrix_layout_create(_REAL, a.shape[1], a.shape[0], a.shape[1]) for a in (B, A, C)]
         self.preference = lt.matmul_preference_create()
         weakref.finalize(self, _destroy, lt, self.operation, self.layouts, self.preference)
@@ -84,10 +85,10 @@ class CuBLASLt:
         self._handle = self._lt.create()
         self._workspace = device.empty((WORKSPACE,), np.uint8)
         self._loaded: set[bytes] = set()  # algorithms that have run
-        self._scalars = np.array([1, 0], np.float32)  # alpha and beta of C = alpha A B + beta C
+        self._scalars = np.array([1, 0], np.float32)  # for alpha and beta of C = alpha A B + beta C
 
     def plan(
-        self, A: Array, B: Array, C: Array, *, A_transposed: bool, B_transposed: bool, bias: Array | None, relu: bool
+        self, A: Array, B: Array, C: Array, *, A_transposed: bool, B_transposed: bool, add: bool, bias: Array | None, relu: bool
     ) -> Product | None:
         """None: there is no algorithm for such a product."""
         address = self._device.address
@@ -109,28 +110,28 @@ class CuBLASLt:
             return None
         if (algorithm := found["algo"].tobytes()) not in self._loaded:  # its first run loads it: not inside of a capture
             result = self._device.empty(C.shape, C.dtype)
-            self.run(described, found.ctypes.data, (address(A), address(B), address(result)))
+            self.run(described, found.ctypes.data, (address(A), address(B), address(result)), False)
             self._loaded.add(algorithm)
-        return Product(self, described, found, tuple(map(address, (A, B, C))))
+        return Product(self, described, found, tuple(map(address, (A, B, C))), add)
 
-    def run(self, described: Description, algorithm: int, addresses: tuple[int, ...]) -> None:
+    def run(self, described: Description, algorithm: int, addresses: tuple[int, ...], add: bool) -> None:
         (A, B, C), (first, second, result) = addresses, described.layouts
-        alpha = self._scalars.ctypes.data
+        one, zero = (self._scalars.ctypes.data + 4 * k for k in range(2))
         with self._device.here() as cupy:
             self._lt.matmul(
-                self._handle, described.operation, alpha, B, first, A, second, alpha + 4, C, result, C, result, algorithm,
-                self._device.address(self._workspace), WORKSPACE, cupy.cuda.get_current_stream().ptr,
+                self._handle, described.operation, one, B, first, A, second, one if add else zero, C, result, C, result,
+                algorithm, self._device.address(self._workspace), WORKSPACE, cupy.cuda.get_current_stream().ptr,
             )  # fmt: skip
 
 
 class Product:
-    """A planned product; calling it computes C."""
+    """A planned product; calling it computes C, or adds to it."""
 
     def __init__(
-        self, products: CuBLASLt, described: Description, found: np.ndarray[Any, Any], addresses: tuple[int, ...]
+        self, products: CuBLASLt, described: Description, found: np.ndarray[Any, Any], addresses: tuple[int, ...], add: bool
     ) -> None:
-        self._products, self._described, self._addresses = products, described, addresses
+        self._products, self._described, self._addresses, self._add = products, described, addresses, add
         self._found = found  # begins with the algorithm
 
     def __call__(self) -> None:
-        self._products.run(self._described, self._found.ctypes.data, self._addresses)
+        self._products.run(self._described, self._found.ctypes.data, self._addresses, self._add)

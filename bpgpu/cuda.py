@@ -23,7 +23,9 @@ from .kernels.machine import CHUNK
 from .launching import KernelBackend, Record, new_record
 from .tiles import Tile, plan
 
-STRIDED = {"update": 256, "dropout": 128, "squares": 128, "clip": 256}  # threads of kernels that go over arrays in strides
+STRIDED = {  # threads of kernels that go over arrays in strides
+    "update": 256, "dropout": 128, "squares": 128, "clip": 256, "parts": 256,
+}  # fmt: skip
 THREADS = STRIDED | {
     "column_sum": 128, "max_norm": 128, "gather": 128, "activate": 32, "amplify": 128, "output_delta": 32, "total": 32,
     "example_norms": 32, "clip_examples": 128,
@@ -45,12 +47,12 @@ class Event(Protocol):
 
 
 class Products(Protocol):
-    """Products in less than float32, bpgpu/fast.py."""
+    """Products on tensor cores, bpgpu/fast.py."""
 
     def plan(
-        self, A: Array, B: Array, C: Array, *, A_transposed: bool, B_transposed: bool, bias: Array | None, relu: bool
+        self, A: Array, B: Array, C: Array, *, A_transposed: bool, B_transposed: bool, add: bool, bias: Array | None, relu: bool
     ) -> Callable[[], None] | None:
-        """What computes C = A B + bias, or relu of it, of operands that may be transposed arrays; None: nothing can."""
+        """What computes C = A B + bias, or adds it to C, or relu of that; A and B may be transposed arrays.  None: nothing."""
 
 
 class Device(Protocol):

@@ -63,8 +63,8 @@ def load_data(path: str | os.PathLike[str], *, target: str | int | None = None, 
         a target only if it is named so.)
 
     uint8 X are divided by 255, to [0, 1]; float64 X are kept, but in tables; others become float32; images are flattened.
-    Data larger than memory: a .npy X, and a large X in a .npz that is not compressed, stay on the disk, memory-mapped; of a
-    table or of X to be converted, what is over 64 MiB goes to a file in the folder for temporary files (TMPDIR), which is
+    Data larger than memory: a .npy X, and a large X in a .npz that is not compressed, stay on the disk, memory-mapped; a table,
+    or X to be converted, goes, if it is over 64 MiB, to a file in the folder for temporary files (TMPDIR), which is
     then mapped and goes when X does. IDX files and y are in memory. What is mapped is not compared with the checksum that
     a .npz keeps of it, for that would be to read all of it.
     FileNotFoundError: no such path. ValueError, TypeError: with the file (and line) and what is expected.

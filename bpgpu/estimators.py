@@ -38,7 +38,7 @@ class MLPClassifier(ClassifierMixin, Perceptron):
     callbacks     one or a list of bpgpu.Callback or of functions of one bpgpu.Progress; for "sgd" and "adam"
     backend       "cpu", "cuda", "auto", "numpy" or a bpgpu.Backend
     dtype         "float32", "float64", or None: that of X, as in scikit-learn
-    precision     of products: "exact", or on a GPU, with dtype "float32", "tf32" or "bf16" (see bpgpu.MLP)
+    precision     of products: "exact", or on a GPU, with dtype "float32", "fp32-tc", "tf32" or "bf16" (see bpgpu.MLP)
 
     network_                 the bpgpu.MLP
     validation_loss_curve_   loss (without its penalty) on the validation data after each epoch; None without such data

@@ -68,7 +68,7 @@ def to_onnx(net: MLP | Any) -> bytes:
     """The network as an ONNX model: X (n, inputs) -> output (n, outputs), in its dtype; `classes` in the metadata.
 
     Opset 20, operators of the standard alone.  Write the bytes to a file, or give them to onnxruntime.InferenceSession.
-    (Which in version 1.32 has no Erf for float64: of all the activations, gelu in float64 runs elsewhere alone.)
+    (onnxruntime 1.32 has no Erf for float64, so gelu in float64 needs another runtime.)
     ImportError: onnx is not installed.  ValueError: a network of 2 GB or more, which is more than such a file can hold.
     """
     net = _network(net)

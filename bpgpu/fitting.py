@@ -239,7 +239,7 @@ def bad_layer(net: MLP, blocks: Iterable[Array | None]) -> str:
     if not found:
         return "though every layer is finite: the losses or their sum are too large"
     l, kind = min(found)
-    return f"first in the {('weights', 'biases', 'outputs')[kind]} of layer {l + 1} of {len(net.weights)}"
+    return f"first in the {('weights', 'biases', 'outputs')[kind]} of layer {l} of 0 to {len(net.weights) - 1}"
 
 
 def fit(
@@ -264,6 +264,8 @@ def fit(
 ) -> History:
     """Train `net` on X (n, inputs) and y for `epochs` epochs of batches of `batch_size` (the last one may be smaller).
 
+    y                labels 0 .. outputs - 1 (n,), or targets (n, outputs), for one output also (n,)
+    optimizer        by default SGD(0.05, momentum=0.9)
     micro_batch      how many examples go through the network at a time, a multiple of 256: for batches that do not fit in
                      memory; the result does not depend on it, to the bit
     validation_data  (X, y) or (X, y, sample_weight): loss and accuracy on it after each epoch, the loss weighted
@@ -277,13 +279,12 @@ def fit(
                      the callbacks decides instead)
     clip_per_example  dC^n/dtheta of every example (with dropout: of the network that is left) is made no longer than this
                      before they are added up
-    callbacks        one or a list of bpgpu.callbacks.Callback, or of functions of one Progress, called some times a second and
+    callbacks        one or a list of bpgpu.Callback, or of functions of one Progress, called some times a second and
                      after each epoch; True ends the training
     resume           a checkpoint (bpgpu.Checkpoint) of a run with the same network, data and arguments: goes on from there, to
                      the bits of the run that was never interrupted; `epochs` counts from that run's beginning, and callbacks
                      go on if there was one of their class, and begin if there was none.  Functions (a schedule, shuffle,
                      transform) cannot be compared: they must be the same ones
-
     transform        function of a batch X (n, inputs) and a NumPy Generator, which gives what is trained on in its place, of
                      the same shape (such as bpgpu.Distort); in a thread, ahead of the steps; numbers at random that it takes
                      from the generator are a function of the network's seed, the epoch and the step

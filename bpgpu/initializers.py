@@ -42,9 +42,7 @@ def weights(
         generator = np.random.Generator(np.random.Philox(key=np.array([seed, WEIGHTS + layer], np.uint64)))
         given = np.asarray(initializer(shape, generator), dtype)
         if given.shape != shape or not np.isfinite(given).all():
-            raise ValueError(
-                f"the initializer gave an array of shape {given.shape} for layer {layer + 1}; expected finite {shape}"
-            )
+            raise ValueError(f"the initializer gave an array of shape {given.shape} for layer {layer}; expected finite {shape}")
         return given
     name = _AUTO.get(activation, "glorot_uniform") if initializer == "auto" else initializer
     if name == "orthogonal":

@@ -87,10 +87,10 @@ class MLP(Design):
                        several labels), "squared_error" (halved), "absolute_error", "huber"
     output_activation  given by the first two losses; "identity" unless another is named for the others
     reduction          L is the "mean" (weighted, if examples have weights) or the "sum" of C^n over the examples
-    backend            "cpu", "cuda", "auto", "numpy" or a Backend
+    backend            "cpu", "cuda" (or "cuda:1"), "auto", "numpy" or a Backend
     dtype              "float32" or "float64"
-    precision          of products: "exact", the same bits on CPU and GPU; or on the GPU, for float32, "tf32" or "bf16", which
-                       are faster and promise an error bound instead (bpgpu/fast.py)
+    precision          of products: "exact", the same bits on CPU and GPU; or on the GPU, for float32, "fp32-tc", "tf32" or
+                       "bf16", which are faster and promise an error bound instead (bpgpu/fast.py)
     seed               of the initial weights, the shuffles and dropout: the same seed gives the same bits on any machine
     dropout            share of the hidden units that each training step leaves out (Srivastava et al., JMLR 2014), or a list
                        for the inputs and each hidden layer; train_step and fit alone do so, the rest uses all units
@@ -326,7 +326,7 @@ class MLP(Design):
         return (a > 0.5).astype(np.int64) if self.loss == "binary_cross_entropy" else a
 
     def predict_proba(self, X: Any) -> Array:
-        """Probabilities (n, outputs).  ValueError: the loss is none of probabilities."""
+        """Probabilities (n, outputs).  ValueError: its loss gives no probabilities."""
         if self.loss not in OUTPUTS:
             raise ValueError(f"a network with the loss {self.loss} has no probabilities; use predict or outputs")
         return self.outputs(X)

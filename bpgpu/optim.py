@@ -32,8 +32,8 @@ class Optimizer(ABC):
                        ICLR 2019
     average_penalties  the penalties are shared out as L's mean is: both divided by the number of examples of the batch (their
                        sum of weights), as scikit-learn's alpha is
-    layer_rates        a factor of the learning rate for each layer, the input's first
-    clip_norm          scales a gradient that is longer down to this length (Pascanu et al., ICML 2013)
+    layer_rates        a factor of the learning rate for each layer, from the first to the output
+    clip_norm          scales a gradient longer than this down to it (Pascanu et al., ICML 2013)
     clip_value         then cuts each of its numbers to [-clip_value, clip_value]
     max_norm           after the step, scales the weights of a unit down to this length (Hinton et al., 2012)
 

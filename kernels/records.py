@@ -48,6 +48,7 @@ DROPOUT = _words("source", "target", "length", "key", "stream", "block", "thresh
 TOTAL = _words("numbers", "length", "target", "target_step")
 EXAMPLE_NORMS = _words("X", "X_row", "X_columns", "dZ", "dZ_row", "dZ_columns", "rows", "add", "norms")
 CLIP_EXAMPLES = _words("dZ", "dZ_row", "rows", "columns", "norms", "scale", "scale_step", "limit")
+PARTS = _words("source", "high", "low", "length")
 STEP = _words("step")  # on the GPU: where the number of the step is
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.runner import check
-from bench.tables import RESULTS, page
+from bench.tables import README, RESULTS, STEPS, page, with_table
 
 ROOT = Path(__file__).parent.parent
 
@@ -70,5 +70,7 @@ def test_check() -> None:
     check([*runs, first("jax", 0.1, 0.3)], slack=0.1)
 
 
-def test_page_of_results_is_that_of_the_files() -> None:
+def test_tables_of_results_are_those_of_the_files() -> None:
     assert (RESULTS / "README.md").read_text(encoding="utf-8") == page()
+    readme = README.read_text(encoding="utf-8")
+    assert with_table(readme, STEPS) == readme

@@ -180,6 +180,27 @@ def test_tensorboard(tmp_path: Path) -> None:
         assert content.count(tag) >= 2
 
 
+def test_tensorboard_has_the_rate_of_the_last_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Writer:
+        seen: list[tuple[str, float, int]] = []  # noqa: RUF012
+
+        def __init__(self, folder: str) -> None:
+            pass
+
+        def add_scalar(self, *what: Any) -> None:
+            self.seen.append(what)
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr("tensorboardX.SummaryWriter", Writer)
+    X, y = data()
+    rate = bpgpu.schedules.exponential(0.1, 0.9)
+    network().fit(X, y, epochs=2, batch_size=len(X) // 4, optimizer=SGD(rate), callbacks=bpgpu.TensorBoard("nowhere"))
+    steps = -(-len(X) // (len(X) // 4))
+    assert [what[1] for what in Writer.seen if what[0] == "learning_rate"] == [rate(steps - 1), rate(2 * steps - 1)]
+
+
 def test_tensorboard_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
     with pytest.raises(ImportError, match=r"bpgpu\[tensorboard\]"):

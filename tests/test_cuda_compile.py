@@ -48,6 +48,7 @@ def jobs(dtype: str) -> list[Job]:
     if dtype == "float32":
         found += [("amplify", dtype, (f,), {"THREADS": cuda.THREADS["amplify"]}) for f in ACTIVATIONS]
         found += [(name, None, (), {"THREADS": cuda.THREADS["gather"]}) for name in ("gather", "advance")]
+        found += [("parts", dtype, (), {"THREADS": cuda.THREADS["parts"]})]
     plain = "dropout", "squares", "clip", "max_norm", "total", "example_norms", "clip_examples"
     found += [(name, dtype, (), {"THREADS": cuda.THREADS[name]}) for name in plain]
     return found

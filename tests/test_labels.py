@@ -130,7 +130,7 @@ def test_a_function_of_ones_own() -> None:
 
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "name": (lambda: network(initializer="he_unifrom"), "did you mean 'he_uniform'"),
-    "shape": (lambda: network(initializer=lambda shape, g: np.ones(3)), r"shape \(3,\) for layer 1; expected finite \(6, 9\)"),
+    "shape": (lambda: network(initializer=lambda shape, g: np.ones(3)), r"shape \(3,\) for layer 0; expected finite \(6, 9\)"),
     "label": (lambda: trained(data()[1], class_weight={3: 1.0}), "a weight for 3; expected labels in 0..2"),
     "negative": (lambda: trained(data()[1], class_weight={1: -1.0}), r"class_weight\[1\] is -1"),
     "count": (

@@ -99,8 +99,8 @@ def _out(value: Any, block: object = None) -> Any:
 
 
 def rounded(array: Host, precision: str) -> Host:
-    """float32 numbers rounded to nearest, ties to even, to the fraction of tf32 (10 bits) or bf16 (7 bits)."""
-    cut = {"tf32": 13, "bf16": 16}[precision]
+    """float32 numbers rounded to nearest, ties to even, to the fraction of bf16 (7 bits) or tf32 (10 bits)."""
+    cut = 16 if precision == "bf16" else 13
     bits = np.ascontiguousarray(array).view(np.uint32)
     half = np.uint32((1 << (cut - 1)) - 1) + ((bits >> np.uint32(cut)) & np.uint32(1))
     return np.asarray(((bits + half) >> np.uint32(cut) << np.uint32(cut)).view(np.float32))
@@ -213,7 +213,7 @@ class TensorCores:
         self.gpu, self.precision = gpu, precision
 
     def plan(
-        self, A: Any, B: Any, C: Any, *, A_transposed: bool, B_transposed: bool, bias: Any, relu: bool
+        self, A: Any, B: Any, C: Any, *, A_transposed: bool, B_transposed: bool, add: bool, bias: Any, relu: bool
     ) -> Callable[[], None] | None:
         if bias is not None and self.gpu.address(bias) % 16:
             raise ValueError("a bias of which 16 bytes at a time can not be read")
@@ -222,7 +222,8 @@ class TensorCores:
 
         def multiply() -> None:
             left, right = (rounded(a.host, self.precision) for a in (A, B))
-            C.host[...] = (left.T if A_transposed else left) @ (right.T if B_transposed else right)
+            product = (left.T if A_transposed else left) @ (right.T if B_transposed else right)
+            C.host[...] = product + C.host if add else product
             C.host[...] += 0 if bias is None else bias.host
             if relu:
                 np.maximum(C.host, 0, out=C.host)
