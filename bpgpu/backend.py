@@ -15,7 +15,7 @@ import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -109,9 +109,17 @@ class Backend(ABC):
         if self.recorder is not None:
             self.recorder.limit = min(self.recorder.limit, steps)
 
+    def here(self) -> AbstractContextManager[Any]:
+        """In a with block NumPy's functions compute on this device, in order with its operations."""
+        return nullcontext()
+
     def _check_range(self, name: str, numbers: Array, end: int) -> None:
         """ValueError: not all are in 0 .. end - 1.  In a capture they are not looked at: they are read when it runs."""
-        if self.recorder is None and not 0 <= int(numbers.min()) <= int(numbers.max()) < end:
+        if self.recorder is not None:
+            return
+        with self.here():
+            right = 0 <= int(numbers.min()) <= int(numbers.max()) < end
+        if not right:
             found = self.to_numpy(numbers)
             first = int(((found < 0) | (found >= end)).argmax())
             raise ValueError(f"{name}[{first}] is {found[first]}; expected 0..{end - 1}")

@@ -213,6 +213,10 @@ class CPUBackend(KernelBackend):
         return array
 
     def address(self, array: Array) -> int:
+        if not isinstance(array, np.ndarray):
+            raise TypeError(
+                f"the array is a {type(array).__name__}; expected a NumPy array, as asarray of the backend gives it"
+            )
         return _address(array)
 
     def _new_program(self) -> CPUProgram:

@@ -18,7 +18,7 @@ import numpy as np
 from .backend import Array, Buffer, Program
 from .checks import on_gpu, readable_bytes
 from .kernels import records
-from .kernels.cuda_source import source
+from .kernels.cuda_source import COLUMNS, source
 from .kernels.machine import CHUNK
 from .launching import KernelBackend, Record, new_record
 from .tiles import Tile, plan
@@ -34,7 +34,6 @@ MOST_BLOCKS = 4096  # of those that go in strides
 WIDE_ROW = 256  # columns, from which on as many threads share a row
 OPTIONS = ("--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true")  # exact means exact
 UNROLLED = 16  # steps that one graph launch holds; what is left over goes step by step
-COLUMNS = 32  # that a block of column_sum.cuh sums
 LONGEST_ROW = 1 << 25  # bytes: inside a tile, kernels/product.cuh counts in 32 bits
 
 
@@ -58,10 +57,10 @@ class Products(Protocol):
 class Device(Protocol):
     """What the backend asks of the machine."""
 
-    name: str
     index: int  # of the GPU, in "cuda:1"
     multiprocessors: int
 
+    def here(self) -> AbstractContextManager[Any]: ...
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array: ...
     def asarray(self, array: Any) -> Array: ...
     def copy(self, array: Array) -> Array: ...
@@ -199,6 +198,9 @@ class CUDABackend(KernelBackend):
     def write(self, target: Array, source: Any) -> None:
         with self._memory(getattr(source, "nbytes", 0)) as device:
             device.write(target, source)
+
+    def here(self) -> AbstractContextManager[Any]:
+        return self.device.here()
 
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
         return array if isinstance(array, np.ndarray) else self.device.to_numpy(array)

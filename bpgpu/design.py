@@ -67,17 +67,20 @@ class Design:
         """X as matrix() gives it, but Rows of a memory map or a sparse matrix, which are read when they are used."""
         X = self.backend.adopt(X, name)
         rows = as_rows(X, dtype=self.dtype, width=self.layers[0], name=name)
-        return as_matrix(X, dtype=self.dtype, width=self.layers[0], name=name) if rows is None else rows
+        with self.backend.here():
+            return as_matrix(X, dtype=self.dtype, width=self.layers[0], name=name) if rows is None else rows
 
     def targets(self, y: Any, n: int, name: str = "y") -> Array:
         """y as the loss wants it: int64 labels (n,) for cross_entropy if they are labels, otherwise (n, outputs).
 
         Labels (n,) for several outputs mean rows of 0 and one 1, for any loss.  On the host or the GPU, as it was given.
         """
-        outputs = self.layers[-1]
         y = self.backend.adopt(y, name)
-        y = y if hasattr(y, "shape") else as_numbers(y, name)
-        shape = tuple(y.shape)
+        with self.backend.here():
+            return self._targets(y if hasattr(y, "shape") else as_numbers(y, name), n, name)
+
+    def _targets(self, y: Any, n: int, name: str) -> Array:
+        outputs, shape = self.layers[-1], tuple(y.shape)
         if outputs > 1 and (len(shape) < 2 or shape[1:] == (1,)):
             labels = as_labels(y, n=n, classes=outputs, name=name)
             return labels if self.loss == "cross_entropy" else self.one_hot(labels, outputs)

@@ -48,7 +48,6 @@ class CuPyDevice:
             self._issued, self._copied = (stream.record() for stream in (self._stream, self._copying))
             properties = cupy.cuda.runtime.getDeviceProperties(index)
         self.index = index
-        self.name = properties["name"].decode()
         self.multiprocessors = int(properties["multiProcessorCount"])
 
     @contextmanager
@@ -93,6 +92,10 @@ class CuPyDevice:
             return np.asarray(cupy.asnumpy(array))
 
     def address(self, array: Array) -> int:
+        if not isinstance(array, self._cupy.ndarray):
+            raise TypeError(
+                f"the array is a {type(array).__name__}; expected one on the GPU, as asarray of its backend gives it"
+            )
         return int(array.data.ptr)
 
     def adopt(self, array: Any) -> Array:

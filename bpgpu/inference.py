@@ -12,7 +12,7 @@ from .backend import Array, Program
 if TYPE_CHECKING:
     from .mlp import MLP
 
-SIZES = 4  # of batches that are kept recorded
+SIZES = 4  # of batches that are kept recorded, here and in training.py
 
 
 class Inference:

@@ -312,11 +312,13 @@ class MLP(Design):
         for s in range(0, len(X), BLOCK):
             with self._inference.of(self, X[s : s + BLOCK]) as (_, A):
                 blocks.append(b.copy(A) if on_gpu(X) else np.array(b.to_numpy(A)))
-        return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+        with b.here():
+            return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
     def predict(self, X: Any) -> Array:
         """Labels (n,) of cross_entropy, 0/1 (n,) or (n, outputs) of binary_cross_entropy, otherwise the outputs."""
-        a = self._decided(self._outputs(X))
+        with self.backend.here():
+            a = self._decided(self._outputs(X))
         return as_given(a[:, 0] if a.ndim == 2 and a.shape[1] == 1 else a, X)
 
     def _decided(self, a: Array) -> Array:
@@ -345,7 +347,8 @@ class MLP(Design):
                     scale=b.asarray(scale if len(scale) == 1 else scale[s:e]),
                 )  # fmt: skip
                 if self.loss in OUTPUTS:
-                    right += self._right(A if on_gpu(y) else b.to_numpy(A), y[s:e])
+                    with b.here():
+                        right += self._right(A if on_gpu(y) else b.to_numpy(A), y[s:e])
         return self._sum(losses), (right / len(X) if self.loss in OUTPUTS else None)
 
     def _right(self, a: Array, y: Array) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .backend import Array, Program
+from .inference import SIZES
 from .kernels.names import CHUNK, HYPER, RULES, SAVES_Z
 from .mlp import MLP
 from .optim import Optimizer
@@ -209,6 +210,8 @@ class Trainer:
         self.prepare(optimizer, examples)
         b, key = self.net.backend, (len(X), y.ndim, len(scale) > 1, self.clip)
         if key not in self._steps:
+            if len(self._steps) == SIZES:
+                del self._steps[next(iter(self._steps))]
             self.net.check_room(len(X), Step.bytes_each(self.net, y.ndim == 1, len(scale) > 1))
             step = Step(self.net, len(X), y.ndim == 1, len(scale) > 1, limit=self.clip)
             with b.capture() as program:

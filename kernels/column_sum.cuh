@@ -5,7 +5,7 @@
 #include "functions.cuh"
 #include "update.cuh"
 
-constexpr int COLUMNS = 32, WARPS = THREADS / 32;
+constexpr int WARPS = THREADS / 32;
 
 template <class Rule>
 FUNCTION void column_sum(const COLUMN_SUM& p, int64 first) {

@@ -17,6 +17,7 @@ from .machine import CHUNK
 from .names import HYPER, SAVES_Z
 
 FOLDER = Path(__file__).parent
+COLUMNS = 32  # that a block of column_sum.cuh sums, a lane a column
 _NUMBERS = "INV_LN2 INV_SQRT_2PI SQRT_2 SCALED_TANH TANH_SCALE LEAK SELU_SCALE SELU_ALPHA".split()
 _OF_DTYPE = "ln2_high ln2_low exp_lowest exp_highest expm1_lowest tanh_highest smallest_normal tail_center".split()
 _RECORDS = (
@@ -55,7 +56,7 @@ FUNCTION real not_a_number() { return __longlong_as_double(0x7ff8000000000000LL)
 def source(name: str, dtype: str | None, options: tuple[str, ...], **sizes: int) -> tuple[str, str]:
     """(text, name of the entry point) of the kernel in NAME.cu; sizes become macros such as THREADS."""
     entry = "_".join((name, dtype or "bytes", *options, *map(str, sizes.values())))
-    macros: dict[str, Any] = {"KERNEL": entry, "CHUNK": CHUNK, **sizes, **_option_macros(name, options)}
+    macros: dict[str, Any] = {"KERNEL": entry, "CHUNK": CHUNK, "COLUMNS": COLUMNS, **sizes, **_option_macros(name, options)}
     lines = ["#define FUNCTION __device__ __forceinline__", "typedef long long int64;"]
     lines += [f"enum {{ {', '.join(HYPER).upper()} }};  // where in `hyper` each number of an update is"]
     lines += [f"#define {key} {value}" for key, value in macros.items()]

@@ -10,6 +10,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) KERNEL(GATHER p, STEP s) {
     const int64 source = p.source + from * p.row_bytes, target = p.target + n * p.row_bytes;
     if ((p.source | p.target | p.row_bytes) % 16 == 0)
         copy<int4>(source, target, p.row_bytes);
-    else
+    else if ((p.source | p.target | p.row_bytes) % 4 == 0)
         copy<int>(source, target, p.row_bytes);
+    else
+        copy<char>(source, target, p.row_bytes);
 }

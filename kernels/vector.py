@@ -3,7 +3,7 @@
 Two Numba types, each one LLVM value that lives in registers:
 
     Vector   `lanes` numbers of one dtype                + - * / < <= > >= == and unary -, also with a Python number
-    Mask     `lanes` booleans, the result of a comparison   & | and select
+    Mask     `lanes` booleans, the result of a comparison   select
 
 Memory is named by byte addresses and byte strides (plain integers). Every arithmetic operation is the IEEE one, rounded
 once; `fma` is the only fusion and nothing is ever contracted, reassociated or flushed, so a kernel's bits depend neither on

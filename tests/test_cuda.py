@@ -36,7 +36,7 @@ def on(exact_cuda: CUDABackend) -> None:
 def backend(order: str = "ascending", tile: Tile | None = None, split: int = 1) -> CUDABackend:
     """The CUDA backend, kept for the length of the tests; `tile` and `split` are forced on its products."""
     device = _backends["device"].device
-    key = device.name, order, tile, split
+    key = type(device), order, tile, split
     if key not in _backends:
         found = CUDABackend(GPU(order=order) if isinstance(device, GPU) else device)
         if tile is not None:

@@ -38,7 +38,7 @@ def jobs(dtype: str) -> list[Job]:
     rules = "store", "add", *RULES
     found += [("dense_gradient", dtype, (rule,), small) for rule in rules if rule != HEAVIEST["dense_gradient"]]
     found += [("column_sum", dtype, (rule,), {"THREADS": cuda.THREADS["column_sum"]}) for rule in rules]
-    found += [("update", dtype, (rule,), {"THREADS": cuda.THREADS["update"]}) for rule in RULES]
+    found += [("update", dtype, (rule,), {"THREADS": cuda.THREADS["update"]}) for rule in rules if rule != "store"]
     for threads in (cuda.THREADS["activate"], cuda.WIDE_ROW):
         found += [("activate", dtype, (f,), {"THREADS": threads}) for f in (*ACTIVATIONS, "softmax")]
         outputs = [("cross_entropy", "softmax", y) for y in ("labels", "targets")]

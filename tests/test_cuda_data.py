@@ -19,8 +19,10 @@ import bpgpu
 from bpgpu import cuda, epochs
 from bpgpu.cpu import CPUBackend
 from bpgpu.cuda import CUDABackend
+from bpgpu.per_example import BLOCK
+from bpgpu.training import Step
 from tests.emulator import available
-from tests.emulator.gpu import GPU, GPUArray
+from tests.emulator.gpu import GPU, Block, GPUArray
 
 pytestmark = [
     pytest.mark.skipif(available() is not None, reason=f"no emulator here: {available()}"),
@@ -36,7 +38,7 @@ def gpu() -> GPU:
 
 def on(gpu: GPU, array: Any) -> GPUArray:
     """An array that another library has put there."""
-    return GPUArray(np.array(array))
+    return GPUArray(np.array(array), Block(gpu.index))
 
 
 def trained(backend: Any, X: Any, y: Any, *, layers: Any = (6, 20, 3), batch: int = 16, **options: Any) -> tuple[Any, ...]:
@@ -105,6 +107,51 @@ def test_other_dtypes_and_layouts_on_the_gpu(gpu: GPU) -> None:
     for given in (*others, np.asfortranarray(X), X[::2, ::-1]):
         device = GPUArray(given)
         assert here.outputs(given).tobytes() == there.outputs(device).get().tobytes()
+
+
+def test_another_gpu_than_the_current_one(gpu: GPU) -> None:
+    """Whatever is called, everything is computed on the network's GPU, with arrays of the host or of that GPU."""
+    gpu.index = 1
+    X, y = examples(2 * BLOCK + 3)
+    weight = np.random.default_rng(1).random(len(X))
+    here, there = (bpgpu.MLP([6, 5, 3], backend=b, seed=1) for b in (CPU, CUDABackend(gpu)))
+    for given in (lambda array: array, lambda array: on(gpu, array)):
+        results = []
+        for net, place in ((here, lambda array: array), (there, given)):
+            numpy = net.backend.to_numpy
+            net.fit(place(X), place(y), epochs=1, validation_data=(place(X), place(y)), optimizer=bpgpu.SGD(0.1))
+            net.train_step(place(X), place(y), bpgpu.SGD(0.1), sample_weight=place(weight))
+            found = [net.evaluate(place(X), place(y)), net.evaluate(place(X), place(y), sample_weight=weight)]
+            for result in (net.outputs(place(X)), net.predict(place(X)), net.gradient(place(X), place(y))[1], net.theta):
+                found.append(numpy(result).tobytes())
+            norms = net.per_example_norms(place(X), place(y))
+            results.append(
+                [*found, norms.total.tobytes(), numpy(net.reverse(net.forward(place(X)))(place(X[:, :3]))[1]).tobytes()]
+            )
+        assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(("dtype", "columns"), [("u1", 3), ("u1", 4), ("f2", 5), ("i2", 1), ("f4", 3), ("f8", 7)])
+def test_rows_of_any_size_are_gathered(gpu: GPU, dtype: str, columns: int) -> None:
+    b, rows, order = CUDABackend(gpu), np.arange(7 * columns).reshape(7, columns).astype(dtype), np.array([6, 0, 3])
+    b.gather(b.asarray(rows), b.asarray(order), target := b.empty((3, columns), dtype))
+    assert (target.get() == rows[order]).all()
+
+
+def test_operations_say_whose_arrays_they_take(gpu: GPU) -> None:
+    X, W, b = np.ones((2, 3), "f4"), np.ones((3, 4), "f4"), np.ones(4, "f4")
+    with pytest.raises(TypeError, match="the array is a GPUArray; expected a NumPy array"):
+        CPU.dense_forward(on(gpu, X), W, b)
+
+
+def test_batches_of_many_sizes_do_not_pile_up(gpu: GPU) -> None:
+    X, y = examples(120)
+    net, sgd = bpgpu.MLP([6, 40, 3], backend=CUDABackend(gpu)), bpgpu.SGD(0.1)
+    net.train_step(X, y, sgd)
+    first = gpu.used
+    for n in range(60, 120):
+        net.train_step(X[:n], y[:n], sgd)
+    assert gpu.used < first + 5 * 120 * Step.bytes_each(net, True, False)
 
 
 def test_a_single_row_with_any_stride(gpu: GPU) -> None:
@@ -546,7 +593,7 @@ b = backend(TILES["float64"][-1], split=3)
 X, y = rng.standard_normal((7, 600)), rng.random((7, 3))
 net = bpgpu.MLP([600, 9, 3], loss="huber", output_activation="tanh", backend=b, dtype="float64")
 net.train_step(X, y, bpgpu.SGD(0.1, 0.9))
-fast = bpgpu.MLP([8, 12, 4], activation="tanh", backend=b, precision="tf32")
+fast = bpgpu.MLP([8, 12, 4], activation="tanh", backend=b, precision="fp32-tc")
 fast.train_step(rng.random((5, 8)), np.arange(5) % 4, bpgpu.SGD(0.1))
 b.update(*(b.asarray(np.ones(70)) for _ in range(2)), "sgd", b.asarray(np.ones(9)))
 assert launched == {file.stem for file in FOLDER.glob("*.cu")}, launched

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -186,7 +186,7 @@ class EmulatedDevice:
     overflows; the process must have been started with sanitized_environment().
     """
 
-    name, index = "emulated", 0
+    index = 0
     multiprocessors = 4
 
     def __init__(
@@ -198,6 +198,9 @@ class EmulatedDevice:
         self._sanitize = sanitize
         self._seeds = np.random.default_rng(seed)
         self._of_thread = threading.local()
+
+    def here(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     # -- arrays --
 

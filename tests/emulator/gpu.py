@@ -1,11 +1,13 @@
 """The emulated device with memory of its own: arrays as strict as CuPy's, a limit, and copies beside the computation.
 
-CuPy's arrays answer to NumPy's functions but never mix with NumPy's arrays, and none becomes the other by itself.  What the
-backend and the network do with the arrays of a GPU is held to that here; what crosses to the host is counted.
+CuPy's arrays answer to NumPy's functions but never mix with NumPy's arrays, none becomes the other by itself, and they compute
+on the current GPU alone, which is number 0 outside of Device.here().  What the backend and the network do with the arrays of a
+GPU is held to that here; what crosses to the host is counted.
 """
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,17 +19,29 @@ import numpy as np
 from . import EmulatedDevice
 
 Host = np.ndarray[Any, Any]
-METHODS = "all any argmax argmin astype copy max mean min ravel reshape sum".split()
+METHODS, VIEWS = "all any argmax argmin astype copy max mean min sum".split(), ("ravel", "reshape")
 PROPERTIES = "dtype itemsize nbytes ndim shape size strides".split()
 
 
+_current = threading.local()  # the number of the GPU that this Python thread computes on
+
+
+class Block:
+    """A piece of the memory of a GPU: a thing that can be watched."""
+
+    def __init__(self, index: int = 0) -> None:
+        self.index = index
+
+
 class GPUArray(np.lib.mixins.NDArrayOperatorsMixin):
-    def __init__(self, host: Host, block: object = None) -> None:
-        self.host, self.block = host, block  # the block is given back when the last view of it is gone
+    def __init__(self, host: Host, block: Block | None = None) -> None:
+        self.host, self.block = host, block or Block()  # the block is given back when the last view of it is gone
 
     def __getattr__(self, name: str) -> Any:
         if name in METHODS:
-            return lambda *a, **k: _out(getattr(self.host, name)(*_in(a), **_in(k)), self.block)
+            return lambda *a, **k: _out(getattr(self.host, name)(*_in((self, *a))[1:], **_in(k)), self.block)
+        if name in VIEWS and self.host.flags.c_contiguous:
+            return lambda *a, **k: GPUArray(getattr(self.host, name)(*a, **k), self.block)
         if name in PROPERTIES:
             return getattr(self.host, name)
         raise AttributeError(name)
@@ -57,10 +71,11 @@ class GPUArray(np.lib.mixins.NDArrayOperatorsMixin):
         return _out(function(*_in(arguments), **_in(options)))
 
     def __getitem__(self, index: Any) -> Any:
-        return GPUArray(np.asarray(self.host[_in(index)]), self.block)
+        views = isinstance(index, int | slice | tuple)
+        return GPUArray(np.asarray((self.host if views else _in(self))[_in(index)]), self.block)
 
     def __setitem__(self, index: Any, values: Any) -> None:
-        self.host[_in(index)] = _in(values)
+        _in(self)[_in(index)] = _in(values)
 
     def __len__(self) -> int:
         return len(self.host)
@@ -82,8 +97,10 @@ class GPUArray(np.lib.mixins.NDArrayOperatorsMixin):
 
 
 def _in(value: Any) -> Any:
-    """What is on the device, of arguments that must not be on the host."""
+    """What is on the device, of arguments that must not be on the host, nor on another GPU than the current one."""
     if isinstance(value, GPUArray):
+        if value.block.index != getattr(_current, "index", 0):
+            raise RuntimeError(f"an array of GPU {value.block.index} in a computation on GPU {getattr(_current, 'index', 0)}")
         return value.host
     if isinstance(value, tuple | list):
         return type(value)(_in(v) for v in value)
@@ -94,7 +111,8 @@ def _in(value: Any) -> Any:
     return value
 
 
-def _out(value: Any, block: object = None) -> Any:
+def _out(value: Any, block: Block | None = None) -> Any:
+    block = block or Block(getattr(_current, "index", 0))
     return GPUArray(np.asarray(value), block) if isinstance(value, np.ndarray | np.generic) else value
 
 
@@ -104,10 +122,6 @@ def rounded(array: Host, precision: str) -> Host:
     bits = np.ascontiguousarray(array).view(np.uint32)
     half = np.uint32((1 << (cut - 1)) - 1) + ((bits >> np.uint32(cut)) & np.uint32(1))
     return np.asarray(((bits + half) >> np.uint32(cut) << np.uint32(cut)).view(np.float32))
-
-
-class Block:
-    """A piece of the device's memory: a thing that can be watched."""
 
 
 class Copy:
@@ -133,7 +147,7 @@ class GPU(EmulatedDevice):
     def _new(self, host: Host) -> GPUArray:
         if self.used + host.nbytes > self.limit:
             raise MemoryError(f"Out of memory allocating {host.nbytes} bytes (allocated so far: {self.used} bytes).")
-        block, nbytes = Block(), host.nbytes
+        block, nbytes = Block(self.index), host.nbytes
         self.used += nbytes
         self.peak = max(self.peak, self.used)
         weakref.finalize(block, self._give_back, nbytes)
@@ -141,6 +155,15 @@ class GPU(EmulatedDevice):
 
     def _give_back(self, nbytes: int) -> None:
         self.used -= nbytes
+
+    @contextmanager
+    def here(self) -> Iterator[None]:
+        before = getattr(_current, "index", 0)
+        _current.index = self.index
+        try:
+            yield
+        finally:
+            _current.index = before
 
     def free_bytes(self) -> int:
         return self.limit - self.used
