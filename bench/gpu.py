@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from datetime import datetime, timezone
+from importlib.util import find_spec
 from typing import Any
 
 from rich.console import Console
@@ -42,7 +43,9 @@ def parity() -> Result:
 
     if (reason := why_not()) is not None:
         return {"failed": reason}
-    command = [sys.executable, "-m", "pytest", "-q", "--require-gpu", "-m", "gpu and not exhaustive", *PARITY_FILES]
+    workers = ["-n", "4"] if find_spec("xdist") else []  # NVRTC takes most of the time
+    command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", *workers]
+    command += ["--require-gpu", "-m", "gpu and not exhaustive", *PARITY_FILES]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PARITY_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:

@@ -1,4 +1,7 @@
-"""What several test files share: numbers at random that are the same in every run, and CPU backends of 1, 2 and 3 threads."""
+"""What several test files share: numbers at random that are the same in every run, and CPU backends of 1, 2 and 3 threads.
+
+pytest runs in two processes, but for what is printed (-s): most of the time goes to compilers, which use one thread each.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,10 @@ settings.load_profile("busy")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-gpu", action="store_true", help="tests that find no GPU fail, instead of being skipped")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    return 0 if config.getoption("capture") == "no" else 2
 
 
 CUDA = ["emulated", pytest.param("gpu", marks=pytest.mark.gpu)]
