@@ -326,7 +326,15 @@ def _trace(options: argparse.Namespace) -> int:
         raise ValueError(f"{data.name} has no labels to trace the loss of")
     if not 0 <= options.example < len(X):
         raise ValueError(f"--example is {options.example}; expected 0 to {len(X) - 1}")
-    trace = net.trace(X[options.example], y[options.example])
+    label = y[options.example]
+    if data.classes and net.classes:  # the same numbers may stand for other names there
+        if (name := data.classes[label]) not in net.classes:
+            known = some(list(net.classes))
+            raise ValueError(
+                f"the label of example {options.example} is {name!r}, which the model does not know; expected one of {known}"
+            )
+        label = net.classes.index(name)
+    trace = net.trace(X[options.example], label)
     if options.html:
         trace.to_html(options.html)
         print(f"saved {options.html}")

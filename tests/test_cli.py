@@ -178,6 +178,23 @@ def test_labels_that_the_model_does_not_know_are_said(blobs: Path, tmp_path: Pat
     assert capsys.readouterr().err.endswith("); it does not know the labels wasp, its own are ant, bee, cat\n")
 
 
+def test_a_trace_takes_labels_by_name(blobs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file that lacks some classes numbers its labels otherwise than the model does."""
+    model, one = tmp_path / "m.safetensors", tmp_path / "one.csv"
+    assert main(["train", "--data", str(blobs), *SMALL, "--output", str(model)]) == 0
+    net, arguments = bpgpu.load(model), ["trace", str(model), "--data", str(one), "--target", "kind"]
+    for label, name in enumerate(("ant", "bee", "cat")):
+        one.write_text(f"x1,x2,kind\n0,3,{name}\n")
+        capsys.readouterr()
+        assert main(arguments) == 0
+        assert capsys.readouterr().out.startswith(str(net.trace(np.array([0.0, 3.0]), label)) + "\n")
+    one.write_text("x1,x2,kind\n0,3,wasp\n")
+    assert main(arguments) == 2
+    out, error = capsys.readouterr()
+    assert error == "bpgpu: the label of example 0 is 'wasp', which the model does not know; expected one of ant, bee, cat\n"
+    assert out == ""
+
+
 @pytest.mark.parametrize("sizes", ["a", "10,", "0,5", "-3", ""])
 def test_sizes_that_are_none(sizes: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
