@@ -176,7 +176,7 @@ def _encode(ys: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], tuple[str
         return dict(zip(ys, columns, strict=True)), classes
     if "U" in kinds:
         raise ValueError("of y and y_test one holds text and one holds numbers; expected both of a kind")
-    return {key: _floats(y) for key, y in ys.items()}, None
+    return {key: _floats(np.array(y)) for key, y in ys.items()}, None  # a copy: a file is mapped
 
 
 def _code(columns: list[list[Any]]) -> tuple[list[np.ndarray], tuple[str, ...]]:

@@ -416,6 +416,23 @@ def test_npz_targets(tmp_path: Path, y: np.ndarray, dtype: Any) -> None:
     np.testing.assert_array_equal(data.y, y)
 
 
+@pytest.mark.parametrize("y", [np.arange(4.0), np.arange(4, dtype=f4), np.asfortranarray(np.ones((4, 2))), np.arange(4)])
+@pytest.mark.parametrize("kind", ["folder", "file.npz"])
+def test_y_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, y: np.ndarray) -> None:
+    """Whatever becomes of its file, a training that runs sees the same targets; X stays mapped."""
+    monkeypatch.setattr(data_module, "SPOOL_BYTES", 0)
+    X = np.ones((4, 6))
+    if kind == "folder":
+        path = save(tmp_path, X=X, y=y, X_test=X, y_test=y)
+    else:
+        np.savez(path := tmp_path / kind, X=X, y=y, X_test=X, y_test=y)
+    data = check(load_data(path))
+    assert isinstance(data.X, np.memmap)
+    for found in (data.y, data.y_test):
+        assert streams.memory_map(found) is None
+        np.testing.assert_array_equal(found, y)
+
+
 ONES, LABEL = np.ones((3, 2)), [0, 1, 0]
 
 
