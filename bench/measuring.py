@@ -17,7 +17,7 @@ Data = tuple[Array, Array, Array, Array]  # X, y, X_test, y_test
 
 
 class Skip(Exception):
-    """The competitor has no such network; the message says why."""
+    """The competitor has no such network, or the system no such figure; the message says why."""
 
 
 @dataclass
@@ -72,15 +72,20 @@ def measure(run: Run, seconds: float, least: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def peak_resident() -> int:
-    """Bytes: the most this process has had in memory."""
+def peak_resident() -> int | None:
+    """Bytes: the most this process has had in memory; None where the system does not say."""
     try:  # on Linux ru_maxrss may be that of the process this one was forked from
         status = Path("/proc/self/status").read_text()
-        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
     except OSError:
+        status = ""
+    for line in status.splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+    try:
         import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def forget_peak() -> bool:
@@ -93,7 +98,9 @@ def forget_peak() -> bool:
 
 
 def memory(run: Run) -> dict[str, Any]:
-    """Bytes resident: before three steps, and at the most during them."""
+    """Bytes resident: before three steps, and at the most during them.  Skip: the system does not say."""
+    if peak_resident() is None:
+        raise Skip("this system does not say how much memory a process has had")
     forgotten = forget_peak()
     ready = peak_resident()
     for _ in range(3):

@@ -22,7 +22,6 @@ from .data import Data, load_data, mnist10k
 from .files import check_writable, load, write_whole
 from .fitting import Diverged
 from .kernels.names import ACTIVATIONS, LOSSES
-from .labels import CLASSIFIES
 from .mlp import MLP
 from .optim import SGD
 from .random import SPLIT, permutation
@@ -94,8 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     predict = commands.add_parser(
         "predict",
         help="use a saved network",
-        description="Print one line for each example, its label or numbers; if the data have a test part, for that part. With "
-        "labels, the accuracy goes to stderr.",
+        description="Print one line for each example, its label or numbers; if the data have a test part, for that part. "
+        "Where the network predicts labels and the data have them, the accuracy goes to stderr; a model without names for its "
+        "classes has the labels 0, 1, ...",
     )
     predict.set_defaults(run=_predict)
     predict.add_argument("model", metavar="MODEL")
@@ -273,20 +273,22 @@ def _predict(options: argparse.Namespace) -> int:
     net = load(options.model, backend=options.backend)
     data = load_data(options.data, target=options.target, labels=False)
     X, y = (data.X, data.y) if data.X_test is None else (data.X_test, data.y_test)
-    if options.proba:
-        lines = [" ".join(f"{p:.6g}" for p in row) for row in net.predict_proba(X)]
+    labelled = net.loss == "cross_entropy" or (net.loss == "binary_cross_entropy" and net.layers[-1] == 1)
+    rows = net.predict_proba(X) if labelled or options.proba else net.predict(X)
+    if labelled and rows.shape[1] == 1:
+        rows = np.hstack([1 - rows, rows])
+    names = net.classes or tuple(map(str, range(max(2, net.layers[-1]))))
+    labels = [names[k] for k in rows.argmax(axis=1)] if labelled else None
+    if labels is None or options.proba:
+        print("\n".join(" ".join(f"{v:g}" for v in np.atleast_1d(row)) for row in rows))
     else:
-        predicted = net.predict(X)
-        if net.classes and net.loss in CLASSIFIES and predicted.ndim == 1:
-            lines = [net.classes[label] for label in predicted]
-        else:
-            lines = [" ".join(f"{v:g}" for v in np.atleast_1d(row)) for row in predicted]
-    print("\n".join(lines))
-    if y is not None and data.classes and net.classes and not options.proba:
-        right = sum(line == data.classes[label] for line, label in zip(lines, y, strict=True))
-        strange = sorted({data.classes[label] for label in y} - set(net.classes))
-        note = f"; it does not know the labels {some(strange)}, its own are {some(list(net.classes))}" if strange else ""
-        print(f"accuracy {right / len(lines):.2%} ({right} of {len(lines)}){note}", file=sys.stderr)
+        print("\n".join(labels))
+    numbered = data.classes == tuple(map(str, range(len(data.classes or ()))))  # y has the labels themselves, not their places
+    if labels is not None and y is not None and data.classes and (net.classes or numbered):
+        right = sum(label == data.classes[k] for label, k in zip(labels, y, strict=True))
+        strange = sorted({data.classes[k] for k in y} - set(names))
+        note = f"; it does not know the labels {some(strange)}, its own are {some(list(names))}" if strange else ""
+        print(f"accuracy {right / len(labels):.2%} ({right} of {len(labels)}){note}", file=sys.stderr)
     return 0
 
 
@@ -326,7 +328,15 @@ def _trace(options: argparse.Namespace) -> int:
         raise ValueError(f"{data.name} has no labels to trace the loss of")
     if not 0 <= options.example < len(X):
         raise ValueError(f"--example is {options.example}; expected 0 to {len(X) - 1}")
-    trace = net.trace(X[options.example], y[options.example])
+    label = y[options.example]
+    if data.classes and net.classes:  # the same numbers may stand for other names there
+        if (name := data.classes[label]) not in net.classes:
+            known = some(list(net.classes))
+            raise ValueError(
+                f"the label of example {options.example} is {name!r}, which the model does not know; expected one of {known}"
+            )
+        label = net.classes.index(name)
+    trace = net.trace(X[options.example], label)
     if options.html:
         trace.to_html(options.html)
         print(f"saved {options.html}")

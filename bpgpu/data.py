@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from .checks import as_numbers
-from .streams import SPOOL_BYTES, MappedRows, Spool, memory_map
+from .streams import BLOCK_BYTES, SPOOL_BYTES, MappedRows, Spool, memory_map
 from .tables import load_csv, load_parquet, some
 
 __all__ = ["Data", "load_data", "mnist10k"]
@@ -134,11 +134,11 @@ def _features(X: Any, name: str) -> np.ndarray:
     source = memory_map(X)
     if source is None or source.nbytes < SPOOL_BYTES or (X.dtype in (np.float32, np.float64) and X.flags.c_contiguous):
         return _scaled(X).reshape(len(X), -1)
-    spool = Spool()
-    flat = memory_map(source.reshape(len(X), -1))
-    assert flat is not None
-    for _, block in MappedRows(flat, X.dtype).blocks():
-        spool.append(_scaled(block))
+    spool, rows = Spool(), MappedRows(source, X.dtype)
+    step = max(1, BLOCK_BYTES * len(X) // source.nbytes)
+    for start in range(0, len(X), step):
+        block = rows[start : start + step]
+        spool.append(_scaled(block).reshape(len(block), -1))
     return spool.array()
 
 
@@ -176,7 +176,7 @@ def _encode(ys: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], tuple[str
         return dict(zip(ys, columns, strict=True)), classes
     if "U" in kinds:
         raise ValueError("of y and y_test one holds text and one holds numbers; expected both of a kind")
-    return {key: _floats(y) for key, y in ys.items()}, None
+    return {key: _floats(np.array(y)) for key, y in ys.items()}, None  # a copy: a file is mapped
 
 
 def _code(columns: list[list[Any]]) -> tuple[list[np.ndarray], tuple[str, ...]]:

@@ -14,10 +14,10 @@ from .devices import get_backend
 from .kernels.names import ACTIVATIONS, DTYPES, LOSSES, SAVES_Z
 from .per_example import BLOCK
 from .random import check_seed
-from .shapes import check_pair
+from .shapes import OUTPUTS, check_pair
 from .streams import Rows, as_rows
 
-OUTPUTS = {"cross_entropy": "softmax", "binary_cross_entropy": "sigmoid"}
+__all__ = ["OUTPUTS", "Design"]
 
 
 class Design:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from .checks import nearest
-from .random import WEIGHTS, normal, uniform
+from .random import WEIGHTS, generator, normal, uniform
 
 Initializer: TypeAlias = Callable[
     [tuple[int, int], np.random.Generator], Any
@@ -39,8 +39,7 @@ def weights(
     give the same bits on any machine.  ValueError: one's own function gives another shape, or numbers that are not finite.
     """
     if callable(initializer):
-        generator = np.random.Generator(np.random.Philox(key=np.array([seed, WEIGHTS + layer], np.uint64)))
-        given = np.asarray(initializer(shape, generator), dtype)
+        given = np.asarray(initializer(shape, generator(seed, WEIGHTS + layer)), dtype)
         if given.shape != shape or not np.isfinite(given).all():
             raise ValueError(f"the initializer gave an array of shape {given.shape} for layer {layer}; expected finite {shape}")
         return given

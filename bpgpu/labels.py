@@ -9,11 +9,12 @@ import numpy as np
 
 from .backend import Array
 from .checks import amount, as_weights, nearest
+from .shapes import OUTPUTS
 
 if TYPE_CHECKING:
     from .mlp import MLP
 
-CLASSIFIES = ("cross_entropy", "binary_cross_entropy")
+CLASSIFIES = tuple(OUTPUTS)
 
 
 def smoothed(net: MLP, targets: Array, smoothing: float) -> Array:

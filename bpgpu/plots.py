@@ -1,4 +1,7 @@
-"""Pictures of a training and of a network, with matplotlib (the extra `plots`); every function takes and returns Axes."""
+"""Pictures of a training and of a network, with matplotlib (the extra `plots`); every function takes and returns Axes.
+
+ImportError: no Axes are given and matplotlib is not installed.  TypeError: what is given as a history is none.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +30,20 @@ def losses(history: History, ax: Any = None) -> Any:
 
 
 def gradient_flow(history: History, ax: Any = None) -> Any:
-    """|delta| (lines) and |dW| (dashed) of each layer over time, on a logarithmic scale."""
+    """|delta| (lines) and |dW| (dashed) of each layer over time, on a logarithmic scale.
+
+    ValueError: the history has no entry of health.
+    """
     ax = _by_layer(history, "delta", ax, "|δ| layer {}")
     ax.set_prop_cycle(None)  # dashed lines in the colours of their layers
     return _finished(_by_layer(history, "gradient", ax, "|dW| layer {}", linestyle="--"), "epoch", "norm", log=True)
 
 
 def saturation(history: History, ax: Any = None) -> Any:
-    """Share of each layer's units that are saturated (lines) and dead (dashed) over time."""
+    """Share of each layer's units that are saturated (lines) and dead (dashed) over time.
+
+    ValueError: the history has no entry of health.
+    """
     ax = _by_layer(history, "saturated", ax, "saturated, layer {}")
     ax.set_prop_cycle(None)
     ax = _finished(_by_layer(history, "dead", ax, "dead, layer {}", linestyle="--"), "epoch", "share of units")
@@ -43,7 +52,10 @@ def saturation(history: History, ax: Any = None) -> Any:
 
 
 def update_ratios(history: History, ax: Any = None) -> Any:
-    """How far each layer's weights went in an epoch, over their length, on a logarithmic scale."""
+    """How far each layer's weights went in an epoch, over their length, on a logarithmic scale.
+
+    ValueError: the history has no entry of health.
+    """
     return _finished(_by_layer(history, "update", ax, "layer {}"), "epoch", "|ΔW| / |W|", log=True)
 
 

@@ -23,7 +23,7 @@ def words(seed: int, stream: int, count: int) -> npt.NDArray[np.uint64]:
     return np.random.Philox(key=np.array([seed, stream], np.uint64)).random_raw(count)
 
 
-def generator(seed: int, stream: int, block: int) -> np.random.Generator:
+def generator(seed: int, stream: int, block: int = 0) -> np.random.Generator:
     """NumPy's generator on the words of a stream from block * 2^130 on."""
     counter = np.array([0, 0, block, 0], np.uint64)
     return np.random.Generator(np.random.Philox(key=np.array([seed, stream], np.uint64), counter=counter))

@@ -7,11 +7,9 @@ ValueError: a negative number, no steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 from .checks import amount, count
-
-Schedule = Callable[[int], float]
+from .optim import Schedule
 
 
 def step(rate: float, every: int, factor: float = 0.1) -> Schedule:

@@ -8,10 +8,12 @@ from typing import Any
 from .checks import nearest
 from .kernels.names import ACTIVATIONS, DTYPES, HYPER, RULES
 
+OUTPUTS = {"cross_entropy": "softmax", "binary_cross_entropy": "sigmoid"}  # of the losses that classify, the output activation
+
 
 def check_pair(loss: str, activation: str) -> None:
     """Which output activation goes with which loss."""
-    partner = {"cross_entropy": "softmax", "binary_cross_entropy": "sigmoid"}.get(loss)
+    partner = OUTPUTS.get(loss)
     if partner:
         if activation != partner:
             raise ValueError(f"the loss {loss} goes with the output activation {partner}, not {activation!r}")

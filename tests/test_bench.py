@@ -6,10 +6,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from bench.runner import check
+from bench import competitors, measuring
+from bench import memory as bench_memory
+from bench.runner import Runner, check
 from bench.tables import README, RESULTS, STEPS, page, with_table
 
 ROOT = Path(__file__).parent.parent
@@ -48,9 +52,56 @@ def test_clipped_steps_agree_and_are_shorter() -> None:
     assert all(c < 0.9 * p for c, p in zip(clipped, plain, strict=True))
 
 
+@pytest.mark.skipif(measuring.peak_resident() is None, reason="this system does not say how much memory a process has had")
 def test_memory() -> None:
     result = said("memory", "bpgpu", "small")
     assert 0 < result["imported"] < result["peak"]
+
+
+def without(monkeypatch: pytest.MonkeyPatch, *, status: str | None, resource: Any) -> None:
+    """A system whose /proc/self/status and module resource are these; None: there is none."""
+
+    def read_text() -> str:
+        if status is None:
+            raise FileNotFoundError
+        return status
+
+    monkeypatch.setattr(measuring, "Path", lambda name: SimpleNamespace(read_text=read_text))
+    monkeypatch.setitem(sys.modules, "resource", resource)
+
+
+def test_where_the_peak_of_memory_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = SimpleNamespace(RUSAGE_SELF=0, getrusage=lambda who: SimpleNamespace(ru_maxrss=77))
+    units = 1 if sys.platform == "darwin" else 1024
+    for status, resource, expected in (
+        ("Name:\tpython\nVmHWM:\t    55 kB\n", usage, 55 * 1024),
+        ("Name:\tpython\nVmHWM:\t    55 kB\n", None, 55 * 1024),
+        ("Name:\tpython\n", usage, 77 * units),
+        (None, usage, 77 * units),
+        ("Name:\tpython\n", None, None),
+        (None, None, None),
+    ):
+        without(monkeypatch, status=status, resource=resource)
+        assert measuring.peak_resident() == expected
+
+
+def test_without_a_peak_of_memory_all_else_is_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without(monkeypatch, status=None, resource=None)
+
+    def told(*job: str) -> dict:
+        monkeypatch.setattr(sys, "argv", ["bench.competitors", *job])
+        competitors.main()
+        return json.loads(capsys.readouterr().out)
+
+    assert told("step", "numpy", "small", "--seconds", "0", "--least", "1")["ms"] > 0
+    skipped = told("memory", "numpy", "small")["skipped"]
+    assert skipped == "this system does not say how much memory a process has had"
+    monkeypatch.setattr(Runner, "start", lambda *job: {"skipped": skipped})
+    monkeypatch.setattr(sys, "argv", ["bench.memory", "--quick", "--networks", "small"])
+    bench_memory.main()
+    assert f"left out  bpgpu: {skipped}" in capsys.readouterr().out
 
 
 def test_fit() -> None:

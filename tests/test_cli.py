@@ -178,6 +178,83 @@ def test_labels_that_the_model_does_not_know_are_said(blobs: Path, tmp_path: Pat
     assert capsys.readouterr().err.endswith("); it does not know the labels wasp, its own are ant, bee, cat\n")
 
 
+def test_a_trace_takes_labels_by_name(blobs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file that lacks some classes numbers its labels otherwise than the model does."""
+    model, one = tmp_path / "m.safetensors", tmp_path / "one.csv"
+    assert main(["train", "--data", str(blobs), *SMALL, "--output", str(model)]) == 0
+    net, arguments = bpgpu.load(model), ["trace", str(model), "--data", str(one), "--target", "kind"]
+    for label, name in enumerate(("ant", "bee", "cat")):
+        one.write_text(f"x1,x2,kind\n0,3,{name}\n")
+        capsys.readouterr()
+        assert main(arguments) == 0
+        assert capsys.readouterr().out.startswith(str(net.trace(np.array([0.0, 3.0]), label)) + "\n")
+    one.write_text("x1,x2,kind\n0,3,wasp\n")
+    assert main(arguments) == 2
+    out, error = capsys.readouterr()
+    assert error == "bpgpu: the label of example 0 is 'wasp', which the model does not know; expected one of ant, bee, cat\n"
+    assert out == ""
+
+
+def two_classes(net: bpgpu.MLP) -> bpgpu.MLP:
+    """One input, whose sign decides: class 1 (the last one) if it is positive."""
+    net.weights[0] = np.linspace(-1, 1, net.layers[-1])[None] if net.layers[-1] > 1 else np.ones((1, 1))
+    return net
+
+
+PAIRS = [([1, 2], "cross_entropy"), ([1, 1], "binary_cross_entropy")]
+
+
+@pytest.mark.parametrize(("layers", "loss"), PAIRS)
+def test_probabilities_of_all_classes_and_the_accuracy(
+    layers: list[int], loss: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = two_classes(bpgpu.MLP(layers, loss=loss))
+    net.classes = ("ant", "bee")
+    net.save(tmp_path / "m.safetensors")
+    (tmp_path / "d.csv").write_text("x,label\n-2,ant\n3,bee\n-1,bee\n")
+    arguments = ["predict", str(tmp_path / "m.safetensors"), str(tmp_path / "d.csv")]
+    assert main(arguments) == 0
+    out, plain = capsys.readouterr()
+    assert out.split() == ["ant", "bee", "ant"] and plain == "accuracy 66.67% (2 of 3)\n"
+    assert main([*arguments, "--proba"]) == 0
+    out, error = capsys.readouterr()
+    p = net.predict_proba(np.array([[-2.0], [3], [-1]]))
+    expected = np.hstack([1 - p, p]) if layers[-1] == 1 else p
+    np.testing.assert_allclose(np.array([line.split() for line in out.splitlines()], float), expected, rtol=1e-5)
+    assert error == plain
+
+
+@pytest.mark.parametrize(("layers", "loss"), PAIRS)
+def test_a_model_without_names_has_numbers(
+    layers: list[int], loss: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    two_classes(bpgpu.MLP(layers, loss=loss)).save(tmp_path / "m.safetensors")
+    X = np.array([[-2.0], [3], [-1]])
+    for y, said in (
+        ([0, 1, 1], "accuracy 66.67% (2 of 3)\n"),
+        ([1, 1, 1], "accuracy 33.33% (1 of 3)\n"),
+        ([0, 1, 2], "accuracy 66.67% (2 of 3); it does not know the labels 2, its own are 0, 1\n"),
+        ([-1, 1, 1], ""),  # which number the model has for -1 nobody has said
+        (["ant", "bee", "bee"], ""),
+    ):
+        np.savez(tmp_path / "d.npz", X=X, y=y)
+        assert main(["predict", str(tmp_path / "m.safetensors"), str(tmp_path / "d.npz")]) == 0
+        out, error = capsys.readouterr()
+        assert out.split() == ["0", "1", "0"] and error == said
+
+
+@pytest.mark.parametrize("options", [{"loss": "squared_error"}, {"loss": "binary_cross_entropy"}])
+def test_no_accuracy_where_the_network_gives_no_label(
+    options: dict[str, str], blobs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = bpgpu.MLP([2, 3], **options)  # type: ignore[arg-type]
+    net.classes = ("ant", "bee", "cat")
+    net.save(tmp_path / "m.safetensors")
+    assert main(["predict", str(tmp_path / "m.safetensors"), str(blobs), "--target", "kind"]) == 0
+    out, error = capsys.readouterr()
+    assert np.array([line.split() for line in out.splitlines()], float).shape == (300, 3) and error == ""
+
+
 @pytest.mark.parametrize("sizes", ["a", "10,", "0,5", "-3", ""])
 def test_sizes_that_are_none(sizes: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):

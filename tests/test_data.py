@@ -20,6 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from bpgpu import data as data_module
+from bpgpu import streams
 from bpgpu.data import Data, load_data, mnist10k
 
 f4, f8 = np.float32, np.float64
@@ -348,6 +350,28 @@ def test_npy_conversions(tmp_path: Path, X: np.ndarray, dtype: Any) -> None:
         assert data.X.dtype == dtype and data.X.tobytes() == expected.tobytes(order="C")
 
 
+@pytest.mark.parametrize("shape", [(50, 6), (50, 2, 3), (50, 3, 1, 2)])
+@pytest.mark.parametrize("dtype", [np.uint8, f4, f8, ">f4"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_a_large_array_is_converted_some_rows_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], dtype: Any, order: Any
+) -> None:
+    for module in (streams, data_module):
+        monkeypatch.setattr(module, "SPOOL_BYTES", 200)
+        monkeypatch.setattr(module, "BLOCK_BYTES", 100)
+    pieces: list[int] = []
+    append = streams.Spool.append
+    monkeypatch.setattr(streams.Spool, "append", lambda spool, rows: (pieces.append(len(rows)), append(spool, rows)))
+    X = np.arange(300).reshape(shape).astype(dtype, order=order)
+    save(tmp_path, X=X, y=np.zeros(50, int))
+    data = check(load_data(tmp_path))
+    expected = X.astype(f4) / f4(255) if X.dtype == np.uint8 else X.astype(f8 if X.dtype == f8 else f4)
+    np.testing.assert_array_equal(data.X, expected.reshape(50, 6))
+    assert isinstance(data.X, np.memmap) and data.X.dtype == expected.dtype
+    assert not pieces or (sum(pieces) == 50 and max(pieces) * 6 * X.itemsize <= 100)
+    assert bool(pieces) == (X.dtype not in (f4, f8) or order == "F")
+
+
 @pytest.mark.parametrize(
     ("y", "y_test", "expected", "expected_test", "classes"),
     [
@@ -390,6 +414,23 @@ def test_npz_targets(tmp_path: Path, y: np.ndarray, dtype: Any) -> None:
     data = check(load_data(tmp_path / "a.npz"))
     assert data.y is not None and data.y.dtype == dtype and data.y.shape == y.shape
     np.testing.assert_array_equal(data.y, y)
+
+
+@pytest.mark.parametrize("y", [np.arange(4.0), np.arange(4, dtype=f4), np.asfortranarray(np.ones((4, 2))), np.arange(4)])
+@pytest.mark.parametrize("kind", ["folder", "file.npz"])
+def test_y_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, y: np.ndarray) -> None:
+    """Whatever becomes of its file, a training that runs sees the same targets; X stays mapped."""
+    monkeypatch.setattr(data_module, "SPOOL_BYTES", 0)
+    X = np.ones((4, 6))
+    if kind == "folder":
+        path = save(tmp_path, X=X, y=y, X_test=X, y_test=y)
+    else:
+        np.savez(path := tmp_path / kind, X=X, y=y, X_test=X, y_test=y)
+    data = check(load_data(path))
+    assert isinstance(data.X, np.memmap)
+    for found in (data.y, data.y_test):
+        assert streams.memory_map(found) is None
+        np.testing.assert_array_equal(found, y)
 
 
 ONES, LABEL = np.ones((3, 2)), [0, 1, 0]

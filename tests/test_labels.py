@@ -13,7 +13,7 @@ import pytest
 import bpgpu
 from bpgpu import MLP, SGD
 from bpgpu.initializers import NAMES
-from bpgpu.random import _log, normal
+from bpgpu.random import WEIGHTS, _log, normal, words
 
 Array = np.ndarray[Any, Any]
 
@@ -126,6 +126,17 @@ def test_a_function_of_ones_own() -> None:
     nets = [MLP([6, 9, 3], initializer=mine, seed=seed) for seed in (1, 1, 2)]
     assert np.array_equal(nets[0].theta, nets[1].theta) and not np.array_equal(nets[0].theta, nets[2].theta)
     assert nets[0].weights[0].std() == pytest.approx(0.1, rel=0.3) and not nets[0].biases[0].any()
+
+
+def test_a_function_of_ones_own_has_the_words_of_its_layer() -> None:
+    seen: list[Array] = []
+
+    def mine(shape: tuple[int, int], generator: np.random.Generator) -> Array:
+        seen.append(generator.bit_generator.random_raw(5))  # type: ignore[attr-defined]
+        return np.ones(shape)
+
+    MLP([6, 9, 3], initializer=mine, seed=2**64 - 1)
+    np.testing.assert_array_equal(seen, [words(2**64 - 1, WEIGHTS + layer, 5) for layer in range(2)])
 
 
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
