@@ -17,8 +17,6 @@ from .random import check_seed
 from .shapes import OUTPUTS, check_pair
 from .streams import Rows, as_rows
 
-__all__ = ["OUTPUTS", "Design"]
-
 
 class Design:
     """The arguments of MLP, checked; see there."""

@@ -20,7 +20,7 @@ import numpy as np
 from . import initializers, per_example
 from .backend import Array, Backend, BackendUnavailable
 from .checks import as_given, on_gpu, readable_bytes
-from .design import OUTPUTS, Design
+from .design import Design
 from .devices import get_backend
 from .inference import Inference
 from .initializers import Initializer
@@ -28,6 +28,7 @@ from .kernels.names import SAVES_Z
 from .optim import Optimizer
 from .per_example import BLOCK, ExampleNorms, NoiseScale, check_limit, clip, limit_array
 from .reverse import Reverse
+from .shapes import OUTPUTS
 
 if TYPE_CHECKING:
     from .callbacks import Callbacks
