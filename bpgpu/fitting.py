@@ -262,42 +262,7 @@ def fit(
     resume: str | os.PathLike[str] | None,
     transform: Transform | None,
 ) -> History:
-    """Train `net` on X (n, inputs) and y for `epochs` epochs of batches of `batch_size` (the last one may be smaller).
-
-    y                labels 0 .. outputs - 1 (n,), or targets (n, outputs), for one output also (n,)
-    optimizer        by default SGD(0.05, momentum=0.9)
-    micro_batch      how many examples go through the network at a time, a multiple of 256: for batches that do not fit in
-                     memory; the result does not depend on it, to the bit
-    validation_data  (X, y) or (X, y, sample_weight): loss and accuracy on it after each epoch, the loss weighted
-    sample_weight    (n,), none negative
-    class_weight     {label: weight}, a weight for each class, or "balanced": the weight of an example is multiplied by it
-    label_smoothing  the share of each target that is spread over all classes (Szegedy et al., CVPR 2016)
-    shuffle          a new order each epoch, a function of the network's seed and the number of epochs it has trained; or a
-                     function of the epoch (0, 1, 2, ...) that gives its order, a permutation of 0 .. n-1
-    restore_best     leave the weights of the best epoch (by validation accuracy, else validation loss, else loss), also
-                     when Ctrl-C or an error ends the training; without it those of the last step (an EarlyStopping among
-                     the callbacks decides instead)
-    clip_per_example  dC^n/dtheta of every example (with dropout: of the network that is left) is made no longer than this
-                     before they are added up
-    callbacks        one or a list of bpgpu.Callback, or of functions of one Progress, called some times a second and
-                     after each epoch; True ends the training
-    resume           a checkpoint (bpgpu.Checkpoint) of a run with the same network, data and arguments: goes on from there, to
-                     the bits of the run that was never interrupted; `epochs` counts from that run's beginning, and callbacks
-                     go on if there was one of their class, and begin if there was none.  Functions (a schedule, shuffle,
-                     transform) cannot be compared: they must be the same ones
-    transform        function of a batch X (n, inputs) and a NumPy Generator, which gives what is trained on in its place, of
-                     the same shape (such as bpgpu.Distort); in a thread, ahead of the steps; numbers at random that it takes
-                     from the generator are a function of the network's seed, the epoch and the step
-
-    X may also be a memory map or a matrix of scipy.sparse, which are read and made dense some rows at a time, by a thread,
-    while others are computed with; or, without y, an iterable of batches (X, y) of any sizes that has an end: it is gone
-    through once, and kept on disk if it is large.  The results are the same for the same rows, wherever they are.
-    X and y may be on the GPU already.  From the host they are copied there once, or, if they are larger than the free memory
-    of the GPU, slab by slab while it computes: the results are the same.
-
-    Raises Diverged when the loss is no longer finite; ValueError and TypeError before any work if an argument is wrong, and
-    MemoryError if the GPU has no room for such a batch.
-    """
+    """MLP.fit, where the arguments are described."""
     epochs, batch_size = count("epochs", epochs), count("batch_size", batch_size)
     if micro_batch is not None and (not isinstance(micro_batch, (int, np.integer)) or micro_batch < 1 or micro_batch % CHUNK):
         raise ValueError(f"micro_batch is {micro_batch!r}; expected a multiple of {CHUNK}, or None")

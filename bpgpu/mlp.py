@@ -252,7 +252,11 @@ class MLP(Design):
     def train_step(
         self, X: Any, y: Any, optimizer: Optimizer, *, sample_weight: Any = None, clip_per_example: float | None = None
     ) -> float:
-        """One step of gradient descent on one batch; gives the loss before the step.  clip_per_example: see backward."""
+        """One step of gradient descent on one batch; gives the loss before the step, finite or not.
+
+        clip_per_example: see backward.  ValueError, TypeError: an argument is not what it should be; nothing is changed.
+        MemoryError: the GPU has no room for such a batch; a size that fits is named.
+        """
         X = self.matrix(X)
         y, weight = self.targets(y, len(X)), None
         if sample_weight is not None:
@@ -282,7 +286,42 @@ class MLP(Design):
         resume: str | os.PathLike[str] | None = None,
         transform: Transform | None = None,
     ) -> History:
-        """Train for a number of epochs; see bpgpu.fitting.fit.  The default optimizer is SGD(0.05, momentum=0.9)."""
+        """Train on X (n, inputs) and y for `epochs` epochs of batches of `batch_size` (the last one may be smaller).
+
+        y                labels 0 .. outputs - 1 (n,), or targets (n, outputs), for one output also (n,)
+        optimizer        by default SGD(0.05, momentum=0.9)
+        micro_batch      how many examples go through the network at a time, a multiple of 256: for batches that do not fit in
+                         memory; the result does not depend on it, to the bit
+        validation_data  (X, y) or (X, y, sample_weight): loss and accuracy on it after each epoch, the loss weighted
+        sample_weight    (n,), none negative
+        class_weight     {label: weight}, a weight for each class, or "balanced": the weight of an example is multiplied by it
+        label_smoothing  the share of each target that is spread over all classes (Szegedy et al., CVPR 2016)
+        shuffle          a new order each epoch, a function of the network's seed and the number of epochs it has trained; or a
+                         function of the epoch (0, 1, 2, ...) that gives its order, a permutation of 0 .. n-1
+        restore_best     leave the weights of the best epoch (by validation accuracy, else validation loss, else loss), also
+                         when Ctrl-C or an error ends the training; without it those of the last step (an EarlyStopping among
+                         the callbacks decides instead)
+        clip_per_example  dC^n/dtheta of every example (with dropout: of the network that is left) is made no longer than this
+                         before they are added up
+        callbacks        one or a list of bpgpu.Callback, or of functions of one Progress, called some times a second and
+                         after each epoch; True ends the training
+        resume           a checkpoint (bpgpu.Checkpoint) of a run with the same network, data and arguments: goes on from there,
+                         to the bits of the run that was never interrupted; `epochs` counts from that run's beginning, and
+                         callbacks go on if there was one of their class, and begin if there was none.  Functions (a schedule,
+                         shuffle, transform) cannot be compared: they must be the same ones
+        transform        function of a batch X (n, inputs) and a NumPy Generator, which gives what is trained on in its place,
+                         of the same shape (such as bpgpu.Distort); in a thread, ahead of the steps; numbers at random that it
+                         takes from the generator are a function of the network's seed, the epoch and the step
+
+        X may also be a memory map or a matrix of scipy.sparse, which are read and made dense some rows at a time, by a thread,
+        while others are computed with; or, without y, an iterable of batches (X, y) of any sizes that has an end: it is gone
+        through once, and kept on disk if it is large.  The results are the same for the same rows, wherever they are.
+        X and y may be on the GPU already.  From the host they are copied there once, or, if they are larger than the free
+        memory of the GPU, slab by slab while it computes: the results are the same.
+
+        Raises Diverged when the loss is no longer finite; ValueError and TypeError before any work if an argument is wrong, and
+        MemoryError if the GPU has no room for such a batch.
+        """
         from .fitting import fit
 
         return fit(
@@ -335,7 +374,9 @@ class MLP(Design):
         return self.outputs(X)
 
     def evaluate(self, X: Any, y: Any, *, sample_weight: Any = None) -> tuple[float, float | None]:
-        """(loss, accuracy) on X, y; the accuracy is None for a regression."""
+        """(loss, accuracy) on X, y, the loss with sample_weight (n,); the accuracy is None for a regression, and where a row
+        has several labels the share of them that is right.  ValueError, TypeError: an argument is not what it should be.
+        """
         b, X = self.backend, self.rows(X)
         y, scale = self.targets(y, len(X)), self.scale(len(X), sample_weight)
         losses, right = b.empty((len(X),), self.dtype), 0.0
