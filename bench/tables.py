@@ -50,19 +50,26 @@ def _by_network(
 
 
 def _speed(name: str, found: Any) -> str:
-    ms, rate = f"{found['ms']:.3g}", f"{found['gflops']:.0f}"
+    ms = f"{found['ms']:.3g}"
     if name == "floor":
-        return f"{ms} · {rate}"
-    return f"{ms} · {found['of_floor']:.2f} · {rate}" if name.startswith("bpgpu") else f"{ms} ({found['of_bpgpu']:.2f}x)"
+        return ms
+    return f"{ms} · {found['of_floor']:.2f}" if name.startswith("bpgpu") else f"{ms} ({found['of_bpgpu']:.2f}x)"
 
 
-_SPEEDS = "floor: ms · GFLOP/s of the products; bpgpu: ms · of the floor · GFLOP/s; peers: ms, and how many times bpgpu's."
+_SPEEDS = "floor: ms; bpgpu: ms · of the floor; peers: ms (how many times bpgpu's)."
 
 
 def steps(report: Report) -> Sheet:
     peaks = ", ".join(f"{gflops:.0f} GFLOP/s in {dtype}" for dtype, gflops in report["fma_gflops"].items())
-    note = f"{_SPEEDS} many: the recorded step replayed, batches gathered from a data set. The fma units' peak: {peaks}."
-    return _by_network(report, "A full SGD step: forward, softmax cross-entropy, backward, update", note, _speed)
+    note = (
+        f"{_SPEEDS} bpgpu: `train_step`, its checks included; bpgpu many: the recorded step as `fit` replays it, batches "
+        f"gathered from a data set; of peak: its products' rate, of that of the fma units ({peaks})."
+    )
+    sheet = _by_network(report, "A full SGD step: forward, softmax cross-entropy, backward, update", note, _speed)
+    sheet.headings.append("of peak")
+    for row, entry in zip(sheet.rows, report["networks"].values(), strict=True):
+        row.append(f"{entry['competitors']['bpgpu many']['gflops'] / report['fma_gflops'][entry['dtype']]:.0%}")
+    return sheet
 
 
 def inference(report: Report) -> Sheet:
