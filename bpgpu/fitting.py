@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -135,20 +135,24 @@ class Run:
         if data.done == 0:
             self.before = self.start
         begun = time.perf_counter() - self.seconds
-        for steps, bad in data.run(data.done, data.steps):
-            self.seconds = time.perf_counter() - begun
-            if bad != self.first:  # the weights that were kept have given a finite loss
-                self.good = self.start
-            if bad is not None:
-                raise self.diverged(bad)
-            if steps < data.steps:
-                self.tell("on_batch_end")
-                if self.stopped:
-                    return
-                if steps - self.first >= REMEMBERED:
-                    self.remember()
-        if not np.isfinite(net.backend.to_numpy(net.theta)).all():
-            raise self.diverged(data.steps)
+        bad = None
+        with closing(data.run(data.done, data.steps)) as taken:  # with it ends the thread that fills the next slab
+            for steps, bad in taken:
+                self.seconds = time.perf_counter() - begun
+                if bad != self.first:  # the weights that were kept have given a finite loss
+                    self.good = self.start
+                if bad is not None:
+                    break
+                if steps < data.steps:
+                    self.tell("on_batch_end")
+                    if self.stopped:
+                        return
+                    if steps - self.first >= REMEMBERED:
+                        self.remember()
+        if bad is None and not np.isfinite(net.backend.to_numpy(net.theta)).all():
+            bad = data.steps
+        if bad is not None:
+            raise self.diverged(bad)
         loss, accuracy = None, None
         if self.validation is not None:
             X, y, weight = self.validation
