@@ -310,7 +310,7 @@ def fit(
     if y is None:
         if not isinstance(X, Iterable) or hasattr(X, "shape"):
             raise TypeError(f"y is a NoneType; X alone must be an iterable of batches (X, y), not a {type(X).__name__}")
-        X, y = gathered(X, dtype=net.dtype, width=net.layers[0])
+        X, y = gathered(X, dtype=net.dtype, width=net.layers[0], on_host=net.on_host)
     X = net.rows(X)
     targets = net.targets(y, len(X))
     weight = None if sample_weight is None else net.sample_weights(sample_weight, len(X))

@@ -98,6 +98,21 @@ def test_labels_and_targets_on_the_gpu(gpu: GPU, loss: str) -> None:
         assert here.train_step(X, y, sgd[0]) == there.train_step(on(gpu, X), on(gpu, y), sgd[1])
 
 
+@pytest.mark.parametrize("targets", [True, False])
+def test_batches_on_the_gpu_are_gathered(gpu: GPU, targets: bool) -> None:
+    """Each part of a batch where it is: the same bits; and a network on the host says what to do."""
+    X, y = examples()
+    y = np.eye(3, dtype=np.float32)[y] if targets else y
+    expected = trained(CPU, X, y)
+    parts = [(X[s : s + 30], y[s : s + 30]) for s in range(0, len(X), 30)]
+    for X_on, y_on in ((True, True), (True, False), (False, True)):
+        batches = [(on(gpu, a) if X_on else a, on(gpu, b) if y_on else b) for a, b in parts]
+        assert trained(CUDABackend(gpu), iter(batches), None) == expected
+        name = "X" if X_on else "y"
+        with pytest.raises(TypeError, match=rf"^{name} is on a GPU, .*{name}\.get\(\) or {name}\.cpu\(\).*backend='cuda'$"):
+            trained(CPU, [*parts, *batches], None)
+
+
 def test_other_dtypes_and_layouts_on_the_gpu(gpu: GPU) -> None:
     X, _ = examples()
     here, there = (bpgpu.MLP([6, 5, 3], backend=b) for b in (CPU, CUDABackend(gpu)))
