@@ -15,7 +15,7 @@ import numpy as np
 
 from . import checkpoint
 from .backend import Array
-from .callbacks import Best, Callback, Callbacks, as_callbacks
+from .callbacks import Best, Callback, Callbacks, as_callbacks, metrics_of
 from .checks import as_weights, count
 from .epochs import Epochs, Transform
 from .health import Health, Observer
@@ -331,6 +331,11 @@ def fit(
         yv = net.targets(yv, n, "validation y")
         validation = Xv, yv, None if wv is None else net.sample_weights(wv, n, "validation sample_weight")
         spare = max(spare, net.evaluation_bytes(n))
+    metrics = ["loss", *([] if validation is None else metrics_of(net.loss))]
+    metrics += [name for callback in told for name in callback.fills if name not in metrics]
+    for callback in told:
+        if isinstance(callback, Best):
+            callback.check(metrics)
     optimizer = optimizer or SGD(0.05, momentum=0.9)
     trainer = net.trainer(optimizer)
     trainer.clip = check_limit(clip_per_example)
