@@ -336,6 +336,7 @@ def fit(
     for callback in told:
         if isinstance(callback, Best):
             callback.check(metrics)
+            spare += net.theta.nbytes if callback.restore_best else 0  # its copy of the best weights
     optimizer = optimizer or SGD(0.05, momentum=0.9)
     trainer = net.trainer(optimizer)
     trainer.clip = check_limit(clip_per_example)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import bpgpu
-from bpgpu import cuda, epochs
+from bpgpu import cuda, epochs, health
 from bpgpu.cpu import CPUBackend
 from bpgpu.cuda import CUDABackend
 from tests.emulator import available
@@ -360,6 +360,26 @@ def test_data_that_fit_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CUDABackend, "buffer", lambda *a: fills.append(a))
     trained(CUDABackend(GPU()), *examples())
     assert not fills
+
+
+def test_the_weights_that_callbacks_keep_are_reckoned_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the limit: the data stay, or come slab by slab, and an epoch ends with room for the best weights."""
+    monkeypatch.setattr(epochs, "SLAB_BYTES", 1 << 13)
+    monkeypatch.setattr(health, "EXAMPLES", 16)  # a look takes hardly more than the weights
+    X, y = examples(1200, 64)
+    stays: list[bool] = []
+    room = epochs.Epochs._room
+    monkeypatch.setattr(epochs.Epochs, "_room", lambda *a: (stays.append((found := room(*a))[0]), found)[1])
+
+    def run(backend: Any) -> tuple[Any, ...]:
+        keep = [bpgpu.EarlyStopping(metric) for metric in ("loss", "validation_loss", "validation_accuracy")]
+        return trained(backend, X, y, layers=(64, 300, 3), epochs=2, validation_data=(X[:50], y[:50]), callbacks=keep)
+
+    expected = run(CPU)
+    stays.clear()
+    for limit in range(1_100_000, 1_450_000, 50_000):
+        assert run(CUDABackend(GPU(limit=limit))) == expected, limit
+    assert stays == sorted(stays) and set(stays) == {False, True}
 
 
 # -- no room ------------------------------------------------------------------------------------------------------------
