@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .checks import amount, count, nearest
 from .files import check_writable, remove_leftovers, write_whole
+from .labels import CLASSIFIES
 
 if TYPE_CHECKING:
     from .fitting import Progress
@@ -23,11 +24,17 @@ if TYPE_CHECKING:
 METRICS = {"loss": -1, "validation_loss": -1, "validation_accuracy": 1}  # of History; which of them are better when larger
 
 
+def metrics_of(loss: str) -> list[str]:
+    """Those that there are of validation data, by the network's loss."""
+    return ["validation_loss", *(["validation_accuracy"] if loss in CLASSIFIES else [])]
+
+
 class Callback:
     """Listens to fit.  A subclass overrides what it wants to hear; on_batch_end and on_epoch_end end the training with True."""
 
     saves = False  # whether it calls Progress.save
     measures_penalty = False  # whether it wants History.penalty
+    fills: Sequence[str] = ()  # metrics that it adds to the history itself, after each epoch
 
     def on_fit_begin(self, progress: Progress) -> None:
         """Before the first step (of a resumed run: of those that are left)."""
@@ -88,6 +95,13 @@ class Best(Callback):
         self.monitor, self.maximize, self.restore_best = monitor, maximize, restore
         self.best, self.best_epoch, self.theta = -math.inf, None, None  # type: float, int | None, Any
 
+    def check(self, metrics: Sequence[str]) -> None:
+        """ValueError: what it monitors is not among the metrics of this training."""
+        if isinstance(self.monitor, str) and self.monitor not in metrics:
+            validated = "validation_loss" in metrics
+            mend = f"another metric: {' or '.join(metrics)}" if validated else "validation_data to fit, or another metric"
+            raise ValueError(f"there is no {self.monitor} to monitor; pass {mend}")
+
     def on_epoch_end(self, progress: Progress) -> bool | None:
         self.see(self.score(progress), progress)
         return None
@@ -99,8 +113,6 @@ class Best(Callback):
             value, sign = float(name(progress.net)), 1
         else:
             name = name or next(n for n in reversed(METRICS) if getattr(history, n))
-            if not getattr(history, name):
-                raise ValueError(f"there is no {name} to monitor; pass validation_data to fit, or another metric")
             value, sign = getattr(history, name)[-1], METRICS[name]
         if self.maximize is not None:
             sign = 1 if self.maximize else -1

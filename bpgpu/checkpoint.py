@@ -73,7 +73,8 @@ def resume(run: Run, path: str | os.PathLike[str]) -> None:
     for callback, state in states:
         callback.restore(state)
     net, trainer, b = run.net, run.trainer, run.net.backend
-    vars(run.optimizer).update(header["optimizer"])
+    for name, value in header["optimizer"].items():
+        setattr(run.optimizer, name, value)
     trainer.adopt(run.optimizer)
     b.write(net.theta, saved.theta)
     for name, kept in trainer.states.items():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .callbacks import Best
+from .callbacks import Best, metrics_of
 from .labels import CLASSIFIES
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class Course(Best):
     def __init__(self, estimator: Any, held_back: tuple[Any, ...] | None) -> None:
         super().__init__(restore=estimator.early_stopping)
         self.estimator, self.held_back, self.ended = estimator, held_back, False
+        self.fills = () if held_back is None else metrics_of(estimator.network_.loss)
         if held_back is not None and not estimator.validation_scores_:
             estimator.validation_scores_, estimator.validation_loss_curve_ = [], []
         if estimator.early_stopping and estimator.best_validation_score_ is None:

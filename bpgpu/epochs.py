@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import Any
 
@@ -144,7 +144,7 @@ class Epochs:
         b.write(self.table if varies else trainer.hyper, numbers if varies else numbers[0])
         trainer.written = {} if varies else vars(optimizer).copy()
 
-    def run(self, first: int, last: int) -> Iterator[tuple[int, int | None]]:
+    def run(self, first: int, last: int) -> Generator[tuple[int, int | None], None, None]:
         """Take the steps first .. last - 1 of the epoch, some a call; yields how many of the epoch are done, and the first of
         them whose loss is not finite."""
         if first == last:

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from . import checkpoint
 from .backend import Array
-from .callbacks import Best, Callback, Callbacks, as_callbacks
+from .callbacks import Best, Callback, Callbacks, as_callbacks, metrics_of
 from .checks import as_weights, count
 from .epochs import Epochs, Transform
 from .health import Health, Observer
@@ -135,20 +135,24 @@ class Run:
         if data.done == 0:
             self.before = self.start
         begun = time.perf_counter() - self.seconds
-        for steps, bad in data.run(data.done, data.steps):
-            self.seconds = time.perf_counter() - begun
-            if bad != self.first:  # the weights that were kept have given a finite loss
-                self.good = self.start
-            if bad is not None:
-                raise self.diverged(bad)
-            if steps < data.steps:
-                self.tell("on_batch_end")
-                if self.stopped:
-                    return
-                if steps - self.first >= REMEMBERED:
-                    self.remember()
-        if not np.isfinite(net.backend.to_numpy(net.theta)).all():
-            raise self.diverged(data.steps)
+        bad = None
+        with closing(data.run(data.done, data.steps)) as taken:  # with it ends the thread that fills the next slab
+            for steps, bad in taken:
+                self.seconds = time.perf_counter() - begun
+                if bad != self.first:  # the weights that were kept have given a finite loss
+                    self.good = self.start
+                if bad is not None:
+                    break
+                if steps < data.steps:
+                    self.tell("on_batch_end")
+                    if self.stopped:
+                        return
+                    if steps - self.first >= REMEMBERED:
+                        self.remember()
+        if bad is None and not np.isfinite(net.backend.to_numpy(net.theta)).all():
+            bad = data.steps
+        if bad is not None:
+            raise self.diverged(bad)
         loss, accuracy = None, None
         if self.validation is not None:
             X, y, weight = self.validation
@@ -271,7 +275,7 @@ def fit(
     if y is None:
         if not isinstance(X, Iterable) or hasattr(X, "shape"):
             raise TypeError(f"y is a NoneType; X alone must be an iterable of batches (X, y), not a {type(X).__name__}")
-        X, y = gathered(X, dtype=net.dtype, width=net.layers[0])
+        X, y = gathered(X, dtype=net.dtype, width=net.layers[0], on_host=net.on_host)
     X = net.rows(X)
     targets = net.targets(y, len(X))
     weight = None if sample_weight is None else net.sample_weights(sample_weight, len(X))
@@ -292,6 +296,12 @@ def fit(
         yv = net.targets(yv, n, "validation y")
         validation = Xv, yv, None if wv is None else net.sample_weights(wv, n, "validation sample_weight")
         spare = max(spare, net.evaluation_bytes(n))
+    metrics = ["loss", *([] if validation is None else metrics_of(net.loss))]
+    metrics += [name for callback in told for name in callback.fills if name not in metrics]
+    for callback in told:
+        if isinstance(callback, Best):
+            callback.check(metrics)
+            spare += net.theta.nbytes if callback.restore_best else 0  # its copy of the best weights
     optimizer = optimizer or SGD(0.05, momentum=0.9)
     trainer = net.trainer(optimizer)
     trainer.clip = check_limit(clip_per_example)

@@ -32,7 +32,7 @@ class Optimizer(ABC):
                        ICLR 2019
     average_penalties  the penalties are shared out as L's mean is: both divided by the number of examples of the batch (their
                        sum of weights), as scikit-learn's alpha is
-    layer_rates        a factor of the learning rate for each layer, from the first to the output
+    layer_rates        a factor of the learning rate for each layer, from the first to the output; kept as a tuple
     clip_norm          scales a gradient longer than this down to it (Pascanu et al., ICML 2013)
     clip_value         then cuts each of its numbers to [-clip_value, clip_value]
     max_norm           after the step, scales the weights of a unit down to this length (Hinton et al., 2012)
@@ -59,7 +59,10 @@ class Optimizer(ABC):
         self.check()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        object.__setattr__(self, name, value.tolist() if isinstance(value, np.ndarray) else value)  # of layer_rates
+        value = value.tolist() if isinstance(value, np.ndarray) else value
+        if name == "layer_rates" and isinstance(value, list):
+            value = tuple(value)  # a change in place would not be noticed
+        object.__setattr__(self, name, value)
 
     def check(self) -> None:
         for field in fields(self):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -172,9 +172,13 @@ class Spool:
         return np.memmap(self.file, self.dtype, "r", shape=(self.rows, *self.shape))
 
 
-def gathered(batches: Iterable[tuple[Any, Any]], *, dtype: npt.DTypeLike, width: int | None = None) -> tuple[Array, Array]:
+def gathered(
+    batches: Iterable[tuple[Any, Any]], *, dtype: npt.DTypeLike, width: int | None = None,
+    on_host: Callable[[Any, str], Any] = lambda array, name: array,
+) -> tuple[Array, Array]:  # fmt: skip
     """(X, y) of an iterable of batches (X, y) of any sizes: their rows in one array each, X on disk if it is large.
 
+    on_host(array, name) brings a part of a batch to the host.
     Errors name the batch: those of checks.as_matrix, and ValueError if there is none, or one is no pair.
     """
     X, y = Spool(), list[Array]()
@@ -182,9 +186,10 @@ def gathered(batches: Iterable[tuple[Any, Any]], *, dtype: npt.DTypeLike, width:
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             raise ValueError(f"batch {number} is a {type(batch).__name__}; expected a pair (X, y)")
         name = f"of batch {number}"
-        rows = as_rows(batch[0], dtype=dtype, width=width, name=f"X {name}")
-        block = rows[:] if rows is not None else as_matrix(batch[0], dtype=dtype, width=width, name=f"X {name}").copy()
-        targets, width = as_numbers(batch[1], f"y {name}").copy(), block.shape[1]
+        part, targets = on_host(batch[0], "X"), on_host(batch[1], "y")
+        rows = as_rows(part, dtype=dtype, width=width, name=f"X {name}")
+        block = rows[:] if rows is not None else as_matrix(part, dtype=dtype, width=width, name=f"X {name}").copy()
+        targets, width = as_numbers(targets, f"y {name}").copy(), block.shape[1]
         if targets.shape[:1] != (len(block),):
             raise ValueError(f"y {name} has shape {targets.shape}, but X has {len(block)} rows; expected one for each")
         if y and targets.shape[1:] != y[0].shape[1:]:

@@ -125,8 +125,46 @@ def test_early_stopping_prefers_validation_accuracy_and_starts_anew() -> None:
     again = network().fit(X, y, epochs=30, validation_data=(X, y), callbacks=stopping)
     accuracies = first.validation_accuracy
     assert accuracies == again.validation_accuracy and accuracies[-1] <= max(accuracies[:-1])
-    with pytest.raises(ValueError, match="no validation_loss to monitor; pass validation_data"):
-        network().fit(X, y, epochs=3, callbacks=EarlyStopping("validation_loss"))
+
+
+@pytest.mark.parametrize(
+    ("monitor", "loss", "validation", "message"),
+    [
+        ("validation_loss", "cross_entropy", False, "pass validation_data to fit, or another metric"),
+        ("validation_accuracy", "squared_error", False, "pass validation_data to fit, or another metric"),
+        ("validation_accuracy", "squared_error", True, "pass another metric: loss or validation_loss"),
+    ],
+)
+def test_a_metric_that_there_will_not_be_is_refused_before_any_work(
+    monitor: str, loss: str, validation: bool, message: str, tmp_path: Path
+) -> None:
+    """Also where a run goes on, and nobody has heard of a beginning."""
+    (X, y), path, heard = data(), tmp_path / "c", []
+    options: dict[str, Any] = {"validation_data": (X, y)} if validation else {}
+
+    class Listener(Callback):
+        def on_fit_begin(self, progress: bpgpu.Progress) -> None:
+            heard.append(progress)
+
+    MLP([6, 3], loss=loss).fit(X, y, epochs=1, callbacks=bpgpu.Checkpoint(path), **options)
+    for more in ({}, {"resume": path}):
+        net = MLP([6, 3], loss=loss, seed=0)
+        before = net.theta.copy()
+        with pytest.raises(ValueError, match=rf"^there is no {monitor} to monitor; {message}$"):
+            net.fit(X, y, epochs=3, callbacks=[Listener(), EarlyStopping(monitor)], **options, **more)
+        assert np.array_equal(net.theta, before) and net.epochs_trained == 0 and not heard
+
+
+def test_a_metric_that_a_callback_fills_can_be_monitored() -> None:
+    class Fills(Callback):
+        fills = ("validation_loss",)
+
+        def on_epoch_end(self, progress: bpgpu.Progress) -> None:
+            progress.history.validation_loss.append([3.0, 1.0, 2.0][progress.epoch])
+
+    stopping = EarlyStopping("validation_loss", patience=0)
+    history = network().fit(*data(), epochs=3, callbacks=[Fills(), stopping])
+    assert history.validation_loss == [3.0, 1.0, 2.0] and stopping.best_epoch == 1
 
 
 def test_adaptive_rate() -> None:

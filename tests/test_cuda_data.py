@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import bpgpu
-from bpgpu import cuda, epochs
+from bpgpu import cuda, epochs, health
 from bpgpu.cpu import CPUBackend
 from bpgpu.cuda import CUDABackend
 from bpgpu.per_example import BLOCK
@@ -98,6 +98,21 @@ def test_labels_and_targets_on_the_gpu(gpu: GPU, loss: str) -> None:
         assert one == other and gradient.tobytes() == gradient_2.get().tobytes()
         sgd = [bpgpu.SGD(0.1) for _ in range(2)]
         assert here.train_step(X, y, sgd[0]) == there.train_step(on(gpu, X), on(gpu, y), sgd[1])
+
+
+@pytest.mark.parametrize("targets", [True, False])
+def test_batches_on_the_gpu_are_gathered(gpu: GPU, targets: bool) -> None:
+    """Each part of a batch where it is: the same bits; and a network on the host says what to do."""
+    X, y = examples()
+    y = np.eye(3, dtype=np.float32)[y] if targets else y
+    expected = trained(CPU, X, y)
+    parts = [(X[s : s + 30], y[s : s + 30]) for s in range(0, len(X), 30)]
+    for X_on, y_on in ((True, True), (True, False), (False, True)):
+        batches = [(on(gpu, a) if X_on else a, on(gpu, b) if y_on else b) for a, b in parts]
+        assert trained(CUDABackend(gpu), iter(batches), None) == expected
+        name = "X" if X_on else "y"
+        with pytest.raises(TypeError, match=rf"^{name} is on a GPU, .*{name}\.get\(\) or {name}\.cpu\(\).*backend='cuda'$"):
+            trained(CPU, [*parts, *batches], None)
 
 
 def test_other_dtypes_and_layouts_on_the_gpu(gpu: GPU) -> None:
@@ -392,6 +407,26 @@ def test_data_that_fit_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CUDABackend, "buffer", lambda *a: fills.append(a))
     trained(CUDABackend(GPU()), *examples())
     assert not fills
+
+
+def test_the_weights_that_callbacks_keep_are_reckoned_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the limit: the data stay, or come slab by slab, and an epoch ends with room for the best weights."""
+    monkeypatch.setattr(epochs, "SLAB_BYTES", 1 << 13)
+    monkeypatch.setattr(health, "EXAMPLES", 16)  # a look takes hardly more than the weights
+    X, y = examples(1200, 64)
+    stays: list[bool] = []
+    room = epochs.Epochs._room
+    monkeypatch.setattr(epochs.Epochs, "_room", lambda *a: (stays.append((found := room(*a))[0]), found)[1])
+
+    def run(backend: Any) -> tuple[Any, ...]:
+        keep = [bpgpu.EarlyStopping(metric) for metric in ("loss", "validation_loss", "validation_accuracy")]
+        return trained(backend, X, y, layers=(64, 300, 3), epochs=2, validation_data=(X[:50], y[:50]), callbacks=keep)
+
+    expected = run(CPU)
+    stays.clear()
+    for limit in range(1_100_000, 1_450_000, 50_000):
+        assert run(CUDABackend(GPU(limit=limit))) == expected, limit
+    assert stays == sorted(stays) and set(stays) == {False, True}
 
 
 # -- no room ------------------------------------------------------------------------------------------------------------

@@ -585,10 +585,27 @@ def test_callbacks_monitor_the_validation_data(metric: str) -> None:
     best = int(np.argmin(curve) if metric == "validation_loss" else np.argmax(curve))
     assert best == stopping.best_epoch == clf.n_iter_ - 3 < 196
     assert clf.score(iris_X[1::2], iris_y[1::2]) == clf.validation_scores_[best]
-    with pytest.raises(ValueError, match="no validation_accuracy to monitor"):
-        MLPRegressor(**SMALL, callbacks=bpgpu.EarlyStopping("validation_accuracy")).fit(
-            numbers_X, numbers_y, X_val=numbers_X, y_val=numbers_y
-        )
+    clf = MLPClassifier(**SMALL, early_stopping=True, callbacks=bpgpu.EarlyStopping(metric)).fit(iris_X, iris_y)
+    assert clf.callbacks.best_epoch is not None
+
+
+def test_a_metric_that_there_will_not_be_is_refused_before_any_work() -> None:
+    wrong: list[tuple[Any, str, dict[str, Any], str]] = [
+        (MLPClassifier(**SMALL), "validation_loss", {}, "pass validation_data to fit, or another metric"),
+        (MLPRegressor(**SMALL), "validation_accuracy", {}, "pass validation_data to fit, or another metric"),
+        (
+            MLPRegressor(**SMALL),
+            "validation_accuracy",
+            {"X_val": numbers_X, "y_val": numbers_y},
+            "pass another metric: loss or",
+        ),
+    ]
+    for e, metric, validation, message in wrong:
+        X, y = (iris_X, iris_y) if isinstance(e, MLPClassifier) else (numbers_X, numbers_y)
+        e.set_params(callbacks=bpgpu.EarlyStopping(metric))
+        with pytest.raises(ValueError, match=f"^there is no {metric} to monitor; {message}"):
+            e.fit(X, y, **validation)
+        assert e.network_.epochs_trained == 0 and e.loss_curve_ == []
 
 
 @pytest.mark.parametrize("loss", ["absolute_error", "huber"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -226,6 +227,26 @@ def test_factors_of_layers_may_be_an_array() -> None:
         net.train_step(*data(), optimizer)
         thetas.append(net.theta)
     assert np.array_equal(*thetas)
+
+
+@pytest.mark.parametrize("factors", [[1, 0.5, 2], np.array([1, 0.5, 2])], ids=["list", "array"])
+def test_factors_of_layers_change_by_assignment_alone(factors: Any, tmp_path: Path) -> None:
+    """Not in place, which no step would notice: also not those that come back from a checkpoint."""
+    (X, y), net, path = data(), network(), tmp_path / "c"
+    optimizer, resumed = (SGD(0.1, layer_rates=factors) for _ in range(2))
+    net.fit(X, y, epochs=1, optimizer=optimizer, callbacks=bpgpu.Checkpoint(path))
+    network().fit(X, y, epochs=2, optimizer=resumed, resume=path)
+    for its in (optimizer, resumed):
+        with pytest.raises(TypeError, match="does not support item assignment"):
+            its.layer_rates[0] = 0  # type: ignore[index]
+        assert its.layer_rates == (1, 0.5, 2)
+    before = net.theta.copy()
+    net.train_step(X, y, optimizer)
+    assert not np.array_equal(net.theta, before)
+    before = net.theta.copy()
+    optimizer.layer_rates = [0, 0, 0]
+    net.train_step(X, y, optimizer)
+    assert np.array_equal(net.theta, before)
 
 
 BAD: dict[str, tuple[Callable[[], Any], str]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -243,6 +244,32 @@ def test_the_next_slab_is_read_while_this_one_is_used(monkeypatch: pytest.Monkey
     X, y = examples()
     trained(mapped(tmp_path, X), y, epochs=1, callbacks=callback)
     assert read == list(range(8)) and seen[-1] == N
+
+
+@pytest.mark.parametrize("place", ["memory map", "csr"])
+def test_divergence_is_found_while_no_slab_is_being_filled(place: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The steps that are taken once more have the rows that they had, and a transform never runs in two threads at once."""
+    monkeypatch.setattr(epochs, "SLAB_BYTES", 7000)  # four batches
+    X, y = examples()
+    X[160:] *= 1e30
+    running, most, lock = [0], [0], threading.Lock()
+
+    def slow(batch: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        with lock:
+            running[0] += 1
+            most[0] = max(most[0], running[0])
+        time.sleep(0.005)  # the steps of a slab are faster
+        with lock:
+            running[0] -= 1
+        return batch
+
+    said = []
+    for data, transform in ((X, None), (PLACES[place](tmp_path, X, y)[0], slow)):
+        net = bpgpu.MLP([INPUTS, 12, 3], seed=1)
+        with pytest.raises(bpgpu.Diverged, match=r"in step 1\d of epoch 1, first in the (outputs|weights) of layer") as error:
+            net.fit(data, y, batch_size=16, shuffle=False, optimizer=bpgpu.SGD(1e8), transform=transform)
+        said.append((str(error.value), net.theta.tobytes()))
+    assert said[0] == said[1] and most[0] == 1
 
 
 def test_no_thread_is_left(tmp_path: Path) -> None:
