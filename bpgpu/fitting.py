@@ -295,7 +295,7 @@ def fit(
         n = len(Xv := net.rows(Xv, "validation X"))
         yv = net.targets(yv, n, "validation y")
         validation = Xv, yv, None if wv is None else net.sample_weights(wv, n, "validation sample_weight")
-        spare = max(spare, net.evaluation_bytes(n))
+        spare += net.evaluation_bytes(n)
     metrics = ["loss", *([] if validation is None else metrics_of(net.loss))]
     metrics += [name for callback in told for name in callback.fills if name not in metrics]
     for callback in told:
