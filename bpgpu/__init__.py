@@ -19,8 +19,9 @@ from .fitting import Diverged, History, Progress
 from .health import Health
 from .kernels.names import ACTIVATIONS, LOSSES
 from .lbfgs import fit_lbfgs
-from .mlp import MLP, Backward, Passes
+from .mlp import MLP
 from .optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
+from .passes import Backward, Passes
 from .per_example import ExampleNorms, NoiseScale
 from .reverse import Reverse, Reversed
 

@@ -19,7 +19,7 @@ from .checks import as_matrix
 from .kernels.names import SAVES_Z
 
 if TYPE_CHECKING:
-    from .mlp import Passes
+    from .passes import Passes
 
 
 class Reversed(NamedTuple):
