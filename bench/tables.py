@@ -39,14 +39,12 @@ class Sheet:
         return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{self.note}"
 
 
-def _by_network(
-    report: Report, title: str, note: str, cell: Callable[[str, Any], str], kind: str = "competitors", first: str = "network"
-) -> Sheet:
+def _by_network(report: Report, title: str, note: str, cell: Callable[[str, Any], str], kind: str = "competitors") -> Sheet:
     """A row a network, a column a competitor."""
     entries = report["networks"].values()
     names = list(dict.fromkeys(name for entry in entries for name in entry[kind]))
     rows = [[entry["title"], *(cell(n, entry[kind][n]) if n in entry[kind] else "-" for n in names)] for entry in entries]
-    return Sheet(title, [first, *names], rows, note)
+    return Sheet(title, ["network", *names], rows, note)
 
 
 def _speed(name: str, found: Any) -> str:
@@ -166,9 +164,11 @@ def page(folder: Path = RESULTS) -> str:
 
 
 def with_table(text: str, file: Path) -> str:
-    """The README's text, its table that of a file of bench.steps."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
+    """The README's text, its table that of a file of bench.steps.  ValueError: it has no place for one."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"the README has no lines {BEGIN} and {END} for the table to stand between")
     return f"{before}{BEGIN}\n{sheet(json.loads(file.read_text())).markdown()}\n{END}{after}"
 
 
