@@ -23,6 +23,7 @@ from .tile import tile_add, tile_fma, tile_store, tile_zeros
 from .vector import (
     copy_bytes,
     copy_rows,
+    inlined,
     load_first,
     load_up_to,
     njit,
@@ -40,7 +41,7 @@ TALL = 64  # rows of a block from which on there is time to fetch the next chunk
 
 
 def _tile_product(V: Lanes, rows: int, vectors: int, packing: bool = False) -> Any:
-    @njit
+    @inlined
     def tile_product(
         A: int, A_row: int, A_k: int, B: int, B_k: int, K: int, C: int, C_row: int, first: bool, panel: int
     ) -> None:
@@ -184,7 +185,7 @@ def product(V: Lanes) -> Callable[..., None]:
     bring, pack, pack_transposed, panels_of = _bring(V), _pack(V), _pack_transposed(V), _panels_of(V)
     BLOCK, SQUARE, COLUMNS = V.block_start, V.square_start, V.columns_start
 
-    @njit
+    @inlined
     def block_product(job: int, scratch: int, row: int, rows: int, end: int, col: int, cols: int, packed: bool) -> None:
         """A block of C, in an item that ends at row `end`.  packed: the one chunk of B there is, for the block above."""
         p = record(PRODUCT, job)

@@ -30,6 +30,8 @@ from .machine import Lanes
 
 # a function called by kernels, without what Numba adds for callers from Python
 njit = numba.njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+# one that is called in one place: each njit function is optimised on its own, and again in all that call it
+inlined = numba.njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, inline="always")
 I32 = ir.IntType(32)
 _ELEMENT = {"float32": ir.FloatType(), "float64": ir.DoubleType()}
 _INTEGER = {"float32": ir.IntType(32), "float64": ir.IntType(64)}
