@@ -8,6 +8,7 @@ an upgrade can only miss.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import sys
 from collections.abc import Callable
@@ -82,7 +83,13 @@ def address(name: str, make: Callable[[], Callable[..., None]]) -> int:
 
     def compiled() -> bytes:
         _announce()
-        symbol, code = _compile(make())
+        collecting = gc.isenabled()
+        gc.disable()  # it would go over all of Numba's objects time and again
+        try:
+            symbol, code = _compile(make())
+        finally:
+            if collecting:
+                gc.enable()
         return symbol.encode() + b"\0" + code
 
     with whole():  # Python cannot raise Ctrl-C in the functions that LLVM calls back: it would be lost
