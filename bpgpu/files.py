@@ -60,7 +60,7 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
                 os.chmod(temporary, 0o666 & ~umask)
             os.replace(temporary, place)
         except BaseException:
-            os.unlink(temporary)
+            Path(temporary).unlink(missing_ok=True)  # Ctrl-C may come when it has been renamed already
             raise
     except OSError as error:
         why = error.strerror or error

@@ -1272,6 +1272,22 @@ for k in itertools.count(1):
 """
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_ctrl_c_while_a_file_is_renamed(tmp_path: Path, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is Ctrl-C that is heard of, and nothing is left beside the file."""
+    net, replace = MLP([3, 2], seed=1), os.replace
+
+    def interrupted(source: str, target: str) -> None:
+        if when == "after":
+            replace(source, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        net.save(tmp_path / "model")
+    assert [file.name for file in tmp_path.iterdir()] == (["model"] if when == "after" else [])
+
+
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 def test_killed_while_saving(tmp_path: Path) -> None:
     """At any moment the file is a whole one: all of its numbers are of one and the same save."""
