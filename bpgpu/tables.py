@@ -10,7 +10,8 @@ import operator
 import re
 import zlib
 from array import array as growing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,11 @@ class Target:
 
 
 def load_csv(path: Path, target: str | int | None, labels: bool) -> Table:
-    rows = _csv_rows(path)
+    with closing(_csv_rows(path)) as rows:  # also when an error ends it halfway
+        return _csv_table(path, rows, target, labels)
+
+
+def _csv_table(path: Path, rows: Iterator[tuple[int, list[str]]], target: str | int | None, labels: bool) -> Table:
     head = list(islice(rows, 2)) or [(1, [])]
     first, second = head[0][1], head[-1][1]
     width, header = len(first), [cell.strip() for cell in first]
@@ -130,7 +135,7 @@ def load_csv(path: Path, target: str | int | None, labels: bool) -> Table:
     return X.array(), *y.result(lambda line, cell, expected: bad(line, t, cell, expected))
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+def _csv_rows(path: Path) -> Generator[tuple[int, list[str]], None, None]:
     """Number and cells of each line not blank, cut at commas, semicolons or tabs as the first line is."""
     with path.open("rb") as file:
         try:

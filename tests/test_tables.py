@@ -165,3 +165,12 @@ def test_the_command_line_trains_on_parquet(pieces: bool, tmp_path: Path, capsys
         assert main(["predict", model, str(tmp_path / name), "--target", "kind"]) == 0
         assert "of 300)" in capsys.readouterr().err
     assert models[0] == models[1]
+
+
+def test_a_csv_file_is_closed_when_an_error_ends_its_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.csv").write_text("a,label\n" + "1,0\n" * 99)
+    opened, original = [], Path.open
+    monkeypatch.setattr(Path, "open", lambda self, *how: (opened.append(original(self, *how)), opened[-1])[1])
+    with pytest.raises(ValueError, match="has no column") as error:
+        load_data(tmp_path / "a.csv", target="z")
+    assert opened and all(file.closed for file in opened) and error.traceback
