@@ -57,7 +57,7 @@ class FastBackend(CUDABackend):
         terms, parts = [(A, B)], []
         with self.lock:
             if self.precision == "fp32-tc":
-                parts = [(X, self._room(f"high {X_}", X), self._room(f"low {X_}", X)) for X_, X in (("A", A), ("B", B))]
+                parts = [(X, self._room(f"high {name}", X), self._room(f"low {name}", X)) for name, X in (("A", A), ("B", B))]
                 (_, A_high, A_low), (_, B_high, B_low) = parts
                 terms = [(A_low, B_high), (A_high, B_low), (A_high, B_high)]
             products = []
