@@ -23,8 +23,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bpgpu.cpu import thread_count
 from bpgpu.kernels.machine import target
+from bpgpu.team import thread_count
 
 from .competitors import FOREIGN, KINDS
 from .networks import EVERY, NETWORKS, Network

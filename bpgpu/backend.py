@@ -100,10 +100,16 @@ class Backend(ABC):
         finally:
             self._of_thread.recorder = None
 
-    @contextmanager
-    def together(self) -> Iterator[None]:
+    def together(self) -> AbstractContextManager[None]:
         """In a capture: the operations of a with block do not depend on each other, and may run at the same time."""
-        yield
+        return nullcontext()
+
+    def by_rows(self) -> AbstractContextManager[None]:
+        """In a capture: of the results of a with block's operations, row n depends on row n of the others alone.
+
+        So that a thread may take some rows through all of them.
+        """
+        return nullcontext()
 
     def _limit(self, steps: int) -> None:
         if self.recorder is not None:

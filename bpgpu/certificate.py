@@ -18,11 +18,12 @@ import numpy as np
 
 from .backend import Backend, BackendUnavailable
 from .callbacks import Callback, Checkpoint
-from .cpu import CPUBackend, thread_count
+from .cpu import CPUBackend
 from .devices import backends, get_backend
 from .kernels.names import ACTIVATIONS
 from .mlp import MLP
 from .optim import SGD, Adam, RMSprop
+from .team import thread_count
 
 if TYPE_CHECKING:
     from .fitting import Progress

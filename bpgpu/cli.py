@@ -364,10 +364,10 @@ def _info(options: argparse.Namespace) -> int:
     from importlib.metadata import PackageNotFoundError, version
 
     from .certificate import blas
-    from .cpu import thread_count
     from .devices import backends
     from .kernels.disk import cache_folder
     from .kernels.machine import lanes, target
+    from .team import thread_count
 
     def package(name: str) -> str:
         try:

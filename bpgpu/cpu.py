@@ -2,70 +2,30 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
-import threading
-import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from .backend import Program
-from .kernels import kernel, records
-from .kernels.machine import CHUNK, GRAIN, Lanes, lanes
+from .kernels import Key, addresses, records
+from .kernels.machine import CHUNK, GRAIN, MAX_COLS, ROWS, ROWWISE, Lanes, lanes
 from .launching import KernelBackend, new_record
+from .team import MOST_THREADS, TEAM, Team, address_of, aligned, thread_count
 
 Array = np.ndarray[Any, Any]
 
-
-_HUGE = 1 << 21  # bytes of Linux's large pages
+_SMALL = 1 << 19  # multiplications of a product up to which it goes by rows, rather than that threads wait for each other
 _AHEAD = 4  # blocks below each other from which on B is packed ahead of a product
-_GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-_QUOTAS = {"": ("cpu.max",), "cpu": ("cpu.cfs_quota_us", "cpu.cfs_period_us")}  # of cgroups v2 and v1: quota and period
-MOST_THREADS = 1024
 _READS = {  # what the finish of a product touches: the bytes between rows, and up to three matrices, as its job names them
     "dense_forward": ("A_row", "A", "Z"),
     "hidden_delta": ("saved_row", "saved", "dZ"),
     "dense_gradient": ("row", "parameter", "state1", "state2"),
 }
-
-
-def thread_count() -> int:
-    """NUMBA_NUM_THREADS if set, otherwise the CPUs this process may use: its affinity and its cgroups' quotas."""
-    if chosen := os.environ.get("NUMBA_NUM_THREADS"):
-        if not chosen.isdecimal() or not 1 <= int(chosen) <= MOST_THREADS:
-            raise ValueError(f"NUMBA_NUM_THREADS is {chosen!r}; expected a positive integer up to {MOST_THREADS}")
-        return int(chosen)
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(count, MOST_THREADS, *(math.ceil(quota) for quota in _quotas())))
-
-
-def _quotas() -> Iterator[float]:
-    """How many CPUs the cgroups of this process may use together: of its own group and of all above it that have a quota."""
-    try:
-        lines = _OWN_GROUPS.read_text().splitlines()  # such as "0::/a/b" (v2), "4:cpu,cpuacct:/a/b" (v1)
-    except OSError:  # no Linux
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        for controller in set(controllers.split(",")) & set(_QUOTAS):
-            group = PurePosixPath(path.lstrip("/"))
-            for folder in (group, *group.parents):  # in a container the own group may be the root, and the rest not be there
-                try:
-                    files = (_GROUPS / controller / folder / file for file in _QUOTAS[controller])
-                    quota, period = map(int, " ".join(file.read_text() for file in files).split())
-                except (OSError, ValueError):  # not there, or no quota ("max")
-                    continue
-                if quota > 0:  # -1: none
-                    yield quota / period
-
-
-def _address(array: Array) -> int:
-    return int(array.ctypes.data)
 
 
 def _even(length: int, most: int, unit: int) -> int:
@@ -74,105 +34,123 @@ def _even(length: int, most: int, unit: int) -> int:
     return min(-(-length // parts // unit) * unit, most // unit * unit) or unit
 
 
-class Team:
-    """The calling thread and size - 1 others, asleep while there is nothing to run (kernels/team.py)."""
-
-    def __init__(self, size: int) -> None:
-        self.size, self.process = size, os.getpid()
-        self._lock = threading.Lock()  # one program at a time
-        allocate = _python_lock("PyThread_allocate_lock", ctypes.c_void_p)
-        acquire = _python_lock("PyThread_acquire_lock_timed", ctypes.c_int)
-        scratch_bytes = max(lanes(dtype).scratch_bytes for dtype in ("float32", "float64"))
-        self._shared, self._scratch = _lines(records.TEAM.itemsize), _lines(max(_HUGE, size * scratch_bytes))
-        self._members = _lines(size * records.MEMBER.itemsize)
-        members = self._members.view(records.MEMBER)
-        members["scratch"] = _address(self._scratch) + scratch_bytes * np.arange(size)
-        members["lock"] = locks = [allocate() for _ in range(size)]
-        never = allocate()
-        for lock in (*locks, never):  # all held, so that acquiring one is waiting
-            acquire(ctypes.c_void_p(lock), ctypes.c_longlong(-1), ctypes.c_int(0))
-        shared = self._shared.view(records.TEAM)[0]
-        shared["size"], shared["members"], shared["never"] = size, _address(self._members), never
-        shared["acquire"] = ctypes.cast(acquire, ctypes.c_void_p).value
-        shared["release"] = ctypes.cast(_python_lock("PyThread_release_lock", None), ctypes.c_void_p).value
-        word, integer = ctypes.c_void_p, ctypes.c_int64
-        self._lead = ctypes.CFUNCTYPE(ctypes.c_int, word, word, integer, integer)(kernel("lead"))
-        follow = ctypes.CFUNCTYPE(ctypes.c_int, word, word, integer, integer)(kernel("follow")) if size > 1 else None
-        self._unused = ctypes.create_string_buffer(8)  # where a kernel puts its result, None
-        for rank in range(1, size):
-            arguments = (self._unused, None, _address(self._shared), rank)
-            threading.Thread(target=follow, args=arguments, name=f"bpgpu-{rank}", daemon=True).start()
-        weakref.finalize(self, _dismiss, (self._shared, self._members, self._scratch), self.process)
-
-    def run(self, program: Array) -> None:
-        with self._lock:
-            self._lead(self._unused, None, _address(program), _address(self._shared))
+def _panel_width(M: int, V: Lanes) -> int:
+    """Columns of a panel of a product with M rows."""
+    return V.broad * V.lanes if V.rows > M else V.width
 
 
-def _dismiss(memory: tuple[Array, Array, Array], process: int) -> None:
-    """Let the threads go.  Their memory stays (a few hundred kB each): they may still be on the way out."""
-    if process == os.getpid():
-        memory[0].view(records.TEAM)[0]["quit"] = 1
-        release = _python_lock("PyThread_release_lock", None)
-        for lock in memory[1].view(records.MEMBER)["lock"]:
-            release(ctypes.c_void_p(int(lock)))
-        _kept.append(memory)
+def _cut_by_rows(product: Array, V: Lanes) -> int:
+    """Let the blocks of a product be whole rows; gives how many blocks there are."""
+    M, N = int(product["M"]), int(product["N"])
+    width = _panel_width(M, V)
+    product["row_block"] = product["item_rows"] = ROWS
+    product["col_block"] = -(-N // width) * width
+    return -(-M // ROWS)
 
 
-_kept: list[tuple[Array, ...]] = []
+@dataclass
+class Entry:
+    """A kernel and its job; `first` is its first item, and so many entries after it go along (kernels/team.py)."""
 
-
-def _python_lock(name: str, result: Any) -> Any:
-    """One of CPython's lock functions, called without the interpreter's lock."""
-    address = ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value
-    assert address is not None
-    return ctypes.CFUNCTYPE(result)(address)
-
-
-def _lines(size: int, make: Callable[..., Array] = np.zeros) -> Array:
-    """Bytes on whole cache lines; many of them on Linux's large pages, which NumPy asks for from 4 MiB on: addresses are
-    found sooner there, and lie in the caches as they do in memory."""
-    unit = _HUGE if size >= _HUGE else 64
-    raw = make(size + unit, np.uint8)
-    start = -_address(raw) % unit
-    return raw[start : start + size]
+    kernel: Key
+    job: int
+    items: int
+    first: int = 0
+    along: int = 0
 
 
 class CPUProgram(Program):
-    """Recorded kernels with their jobs; run() is one call for any number of steps."""
+    """Recorded kernels with their jobs, in stages; run() is one call for any number of steps."""
 
     def __init__(self, backend: CPUBackend) -> None:
         self._backend = backend
-        self.entries: list[list[int]] = []  # the fields of records.ENTRY
-        self.joining, self.first = False, 0  # whether entries are run together now, and with which one on
+        self.stages: list[list[Entry]] = []
+        self.joining = False  # whether what is added joins the last stage
+        self.by_rows, self._rows = False, 0  # whether entries may go along by rows; how many an item of the last stage has
         self._alive: list[Any] = []  # jobs and arrays that the kernels reach by address
+        self._finishes: list[tuple[Array, Key]] = []  # products, and the kernels that finish them
         self._program: Array | None = None
 
-    def add(self, kernel: int, job: Array, items: int, alive: tuple[Any, ...]) -> None:
-        if not self.joining:
-            self.first = len(self.entries)
-        self.entries.append([kernel, _address(job), items, 0, 0])
-        self.entries[self.first][3:] = len(self.entries) - self.first, self.entries[self.first][4] + items
+    def add(self, kernel: Key, job: Array, items: int, alive: tuple[Any, ...] = (), *, rows: int = 0) -> None:
+        """rows: of a batch in an item, where a row of the result needs no other row of the batch."""
+        entry = Entry(kernel, address_of(job), items)
+        if self.joining:
+            self.stages[-1].append(entry)
+        elif self.by_rows and self._rows == rows > 0 and self.stages[-1][0].items == items:
+            entry.items = 0
+            self.stages[-1].append(entry)
+            self.stages[-1][0].along += 1
+        else:
+            self.stages.append([entry])
+        self._rows = 0 if self.joining else rows
         self._alive.append((job, alive))
         self._program = None
 
+    def finish(self, product: Array, kernel: Key, job: Array) -> None:
+        """Let a kernel finish the blocks of a product."""
+        product["finish_job"] = address_of(job)
+        self._finishes.append((product, kernel))
+
+    @contextmanager
+    def together(self, *, halved: bool) -> Iterator[None]:
+        """What is added in a with block is one stage.  halved: the first halves of all entries go before the second halves,
+        so that half of the threads begin with either, and mostly have to do with the same halves of the layers.
+        """
+        if self.joining:
+            yield
+            return
+        self.joining = True
+        self.stages.append([])
+        try:
+            yield
+        finally:
+            self.joining, stage = False, self.stages.pop()
+            if halved:
+                first = [Entry(e.kernel, e.job, (e.items + 1) // 2) for e in stage]
+                stage = first + [
+                    Entry(e.kernel, e.job, e.items - f.items, f.items) for e, f in zip(stage, first, strict=True) if e.items > 1
+                ]
+            if stage:
+                self.stages.append(stage)
+
     @contextmanager
     def before(self) -> Iterator[None]:
-        """What is added in a with block goes ahead of the entries that are being joined."""
-        first, joining = self.first if self.joining else len(self.entries), self.joining
-        joined, self.joining = self.entries[first:], False
-        del self.entries[first:]
+        """What is added in a with block goes ahead of the stage that is being joined."""
+        joined = [self.stages.pop()] if self.joining else []
+        joining, self.joining = self.joining, False
         yield
-        self.joining, self.first = joining, len(self.entries)
-        self.entries += joined
+        self.joining = joining
+        self.stages += joined
+
+    @contextmanager
+    def going_by_rows(self) -> Iterator[None]:
+        """What is added in a with block may go along with what was added before in it, row by row."""
+        self.by_rows, self._rows = True, 0
+        try:
+            yield
+        finally:
+            self.by_rows = False
 
     def _run(self, first_step: int, steps: int) -> None:
         if self._program is None:
-            self._table = np.array([tuple(entry) for entry in self.entries], records.ENTRY)
-            self._program = new_record(records.PROGRAM, entries=_address(self._table), length=len(self._table))
+            self._program = self._linked()
         self._program["first_step"], self._program["last_step"] = first_step, first_step + steps
-        if steps > 0 and self.entries:
+        if steps > 0 and self.stages:
             self._backend.team.run(self._program)
+
+    def _linked(self) -> Array:
+        """The program as the team reads it, its kernels compiled, together, if they have to be."""
+        entries = [e for stage in self.stages for e in stage]
+        keys = [e.kernel for e in entries] + [key for _, key in self._finishes]
+        kernels = addresses((*keys, *TEAM), processes=self._backend.threads)
+        for product, key in self._finishes:
+            product["finish"] = kernels[key]
+        self._table = np.array([(kernels[e.kernel], e.job, e.items, e.first, e.along, 0, 0) for e in entries], records.ENTRY)
+        start = 0
+        for stage in self.stages:
+            self._table[start]["together"], self._table[start]["all_items"] = len(stage), sum(e.items for e in stage)
+            start += len(stage)
+        return new_record(records.PROGRAM, entries=address_of(self._table), length=len(self._table))
 
 
 class CPUBackend(KernelBackend):
@@ -197,7 +175,7 @@ class CPUBackend(KernelBackend):
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """On whole cache lines: a vector that lies on two of them takes twice as long."""
-        flat: Array = _lines(math.prod(shape) * np.dtype(dtype).itemsize, np.empty).view(dtype)
+        flat: Array = aligned(math.prod(shape) * np.dtype(dtype).itemsize, np.empty).view(dtype)
         return flat.reshape(shape)
 
     def asarray(self, array: Any) -> Array:
@@ -217,71 +195,84 @@ class CPUBackend(KernelBackend):
             raise TypeError(
                 f"the array is a {type(array).__name__}; expected a NumPy array, as asarray of the backend gives it"
             )
-        return _address(array)
+        return address_of(array)
 
     def _new_program(self) -> CPUProgram:
         return CPUProgram(self)
 
-    def _launch(self, name: str, dtype: str | None, options: tuple[str, ...], job: Array, items: int, *alive: Any) -> None:
-        address, recorder = kernel(name, dtype, *options), self.recorder
+    @contextmanager
+    def _open(self) -> Iterator[CPUProgram]:
+        """What is being recorded; or else a program that runs at the end of the with block."""
+        recorder = self.recorder
         program = recorder if isinstance(recorder, CPUProgram) else CPUProgram(self)
-        program.add(address, job, -(-items // GRAIN.get(name, 1)), alive)
+        yield program
         if recorder is None:
             program.run()
 
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        program = self.recorder
-        if isinstance(program, CPUProgram) and not program.joining:
-            program.joining, program.first = True, len(program.entries)
-            try:
-                yield
-            finally:
-                program.joining = False
-        else:
-            yield
+    def together(self) -> AbstractContextManager[None]:
+        return self.recorder.together(halved=True) if isinstance(self.recorder, CPUProgram) else nullcontext()
+
+    def by_rows(self) -> AbstractContextManager[None]:
+        return self.recorder.going_by_rows() if isinstance(self.recorder, CPUProgram) else nullcontext()
+
+    def _launch(self, name: str, dtype: str | None, options: tuple[str, ...], job: Array, items: int, *alive: Any) -> None:
+        rows = ROWS if name in ROWWISE else 0
+        with self._open() as program:
+            program.add((name, dtype or "", *options), job, -(-items // GRAIN.get(name, 1)), alive, rows=rows)
 
     def _launch_product(self, name: str, dtype: str, option: str, product: Array, job: Array, *alive: Any) -> None:
+        kernel, finish, V = ("product", dtype), (name, dtype, option), lanes(dtype)
         M, N, K = (int(product[size]) for size in "MNK")
-        rows, cols = product["row_block"], product["col_block"] = self._blocks(name, M, N, K, lanes(dtype))
-        product["finish"], product["finish_job"] = kernel(name, dtype, option), _address(job)
-        down, across, chunks, program = -(-M // rows), -(-N // cols), -(-K // CHUNK), self.recorder
-        few = down * across < self._wanted and chunks > 1
-        # blocks below each other share what is packed of B: in one item if it is one chunk, otherwise packed ahead
-        shared = -(-down // -(-self._wanted // across)) if chunks == 1 and rows > lanes(dtype).rows else 1
-        product["item_rows"], items = shared * rows, -(-down // shared) * across
-        if few and isinstance(program, CPUProgram) and not program.joining:
-            self._launch_chunks(dtype, product, items, job, *alive)
-        else:
+        with self._open() as program:
+            if program.by_rows and M * N * K <= _SMALL and N <= MAX_COLS:
+                blocks = _cut_by_rows(product, V)
+                program.finish(product, finish, job)
+                program.add(kernel, product, blocks, (job, alive), rows=ROWS)
+                return
+            rows, cols = product["row_block"], product["col_block"] = self._blocks(name, M, N, K, V)
+            down, across, chunks, recorded = -(-M // rows), -(-N // cols), -(-K // CHUNK), program is self.recorder
+            # blocks below each other share what is packed of B: in one item if it is one chunk, otherwise packed ahead
+            shared = -(-down // -(-self._wanted // across)) if chunks == 1 and rows > V.rows else 1
+            product["item_rows"], items = shared * rows, -(-down // shared) * across
+            if recorded and chunks > 1 and down * across < self._wanted and not program.joining:
+                self._launch_chunks(program, finish, product, items, job, alive)
+                return
+            program.finish(product, finish, job)
             for field, its in zip(("reads_row", "reads1", "reads2", "reads3"), _READS[name], strict=False):
                 product[field] = job[its]
-            if chunks > 1 and down >= _AHEAD and isinstance(program, CPUProgram):
+            if recorded and chunks > 1 and down >= _AHEAD:
                 panels = self.empty((across * chunks, CHUNK * cols), dtype)
-                product["panels"], alive = _address(panels), (*alive, panels)
+                product["panels"], alive = address_of(panels), (*alive, panels)
                 with program.before():
-                    self._launch("pack_panels", dtype, (), product, len(panels), *alive)
-            self._launch("product", dtype, (), product, items, job, *alive)
+                    program.add(("pack_panels", dtype), product, len(panels), alive)
+            program.add(kernel, product, items, (job, alive))
 
-    def _launch_chunks(self, dtype: str, product: Array, blocks: int, *alive: Any) -> None:
+    def _launch_chunks(
+        self, program: CPUProgram, finish: Key, product: Array, blocks: int, job: Array, alive: tuple[Any, ...]
+    ) -> None:
         """A product in two stages: the chunks of k on their own, so that there is work for all threads, then their sum."""
-        M, N, K = (int(product[size]) for size in "MNK")
+        dtype, (M, N, K) = finish[1], (int(product[size]) for size in "MNK")
         sums = self.empty((-(-K // CHUNK), M, N), dtype)
         B_k = sums.itemsize if product["B_transposed"] else product["B_row"]
-        with self.together():
+        with program.together(halved=False):  # half of the chunks of k is half of the units below
             for k, target in zip(range(0, K, CHUNK), sums, strict=True):
-                chunk, job = product.copy(), new_record(records.UPDATE, parameter=_address(target), row=target.strides[0])
-                chunk["A"], chunk["B"], chunk["K"] = (
-                    product["A"] + k * product["A_k"],
-                    product["B"] + k * B_k,
-                    min(CHUNK, K - k),
+                chunk, of_chunk = (
+                    product.copy(),
+                    new_record(records.UPDATE, parameter=address_of(target), row=target.strides[0]),
                 )
-                chunk["finish"], chunk["finish_job"] = kernel("dense_gradient", dtype, "store"), _address(job)
-                self._launch("product", dtype, (), chunk, blocks, job, sums, *alive)
+                chunk["A"], chunk["B"] = product["A"] + k * product["A_k"], product["B"] + k * B_k
+                chunk["K"] = min(CHUNK, K - k)
+                program.finish(chunk, ("dense_gradient", dtype, "store"), of_chunk)
+                program.add(("product", dtype), chunk, blocks, (of_chunk, sums, alive))
         whole = new_record(
-            records.CHUNKS, sums=_address(sums), sums_row=sums.strides[1], sums_chunk=sums.strides[0], chunks=len(sums),
+            records.CHUNKS, sums=address_of(sums), sums_row=sums.strides[1], sums_chunk=sums.strides[0], chunks=len(sums),
             product=product,
         )  # fmt: skip
-        self._launch("add_chunks", dtype, (), whole, blocks, sums, *alive)
+        by_rows = program.by_rows and N <= MAX_COLS
+        if by_rows:
+            blocks = _cut_by_rows(whole["product"], lanes(dtype))
+        program.finish(whole["product"], finish, job)
+        program.add(("add_chunks", dtype), whole, blocks, (sums, job, alive), rows=ROWS if by_rows else 0)
 
     def _launch_gradient(self, dtype: str, rule: str, product: Array, job: Array, sums: Array, *alive: Any) -> None:
         with self.together():
@@ -291,7 +282,7 @@ class CPUBackend(KernelBackend):
     def _blocks(self, name: str, M: int, N: int, K: int, V: Lanes) -> tuple[int, int]:
         """Rows and columns of a thread's block of C: evenly cut, and so small that every thread has several."""
         most_rows, most_cols = (256, 128) if name != "dense_gradient" else (128, 256)
-        width = V.broad * V.lanes if V.rows > M else V.width
+        width = _panel_width(M, V)
         rows, cols = _even(M, most_rows, V.rows), _even(N, most_cols, width)
         while -(-M // rows) * -(-N // cols) < self._wanted:
             shorter, narrower = rows > 4 * V.rows, cols > (2 if K > CHUNK else 1) * width

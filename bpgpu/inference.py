@@ -37,10 +37,9 @@ class Inference:
 
     def _record(self, net: MLP, n: int) -> tuple[Array, Array, Array, Program]:
         b, units = net.backend, net.layers
-        room = [b.empty((n * max(units[1:]),), net.dtype) for _ in range(2)]  # of two neighbouring layers
-        a = [b.empty((n, units[0]), net.dtype), *(room[l % 2][: n * o].reshape(n, o) for l, o in enumerate(units[1:]))]
+        a = [b.empty((n, o), net.dtype) for o in units]
         A = b.empty(a[-1].shape, net.dtype)
-        with b.capture() as program:
+        with b.capture() as program, b.by_rows():
             for l, activation in enumerate((*net.activations, "identity")):
                 b.dense_forward(a[l], net.weights[l], net.biases[l], activation, A=a[l + 1])
             b.activate(a[-1], net.output_activation, A=A)

@@ -89,20 +89,21 @@ class Step:
             if net.dropout[l]:
                 b.dropout(source, net.dropout[l], trainer.key, l, first=start * net.layers[l], target=target)
 
-        for l in range(last + 1):
-            f, Z = (net.activations[l], z[l]) if l < last else ("identity", None)
-            drop(l, a[l], kept[l])
-            b.dense_forward(kept[l], net.weights[l], net.biases[l], f, A=a[l + 1], Z=Z)
-        b.output_delta(
-            a[-1], self.y[:rows], net.loss, net.output_activation,
-            scale=scale, dZ=delta[last], losses=self.losses[start : start + rows],
-        )  # fmt: skip
-        for l in range(last, 0, -1):
-            saved = a[l] if z[l - 1] is None else z[l - 1]
-            b.hidden_delta(delta[l], net.weights[l], saved, net.activations[l - 1], dZ_below=delta[l - 1])
-            drop(l, delta[l - 1], delta[l - 1])
-        if self.limit is not None:
-            clip(b, kept, delta, self.limit, scale)
+        with b.by_rows():
+            for l in range(last + 1):
+                f, Z = (net.activations[l], z[l]) if l < last else ("identity", None)
+                drop(l, a[l], kept[l])
+                b.dense_forward(kept[l], net.weights[l], net.biases[l], f, A=a[l + 1], Z=Z)
+            b.output_delta(
+                a[-1], self.y[:rows], net.loss, net.output_activation,
+                scale=scale, dZ=delta[last], losses=self.losses[start : start + rows],
+            )  # fmt: skip
+            for l in range(last, 0, -1):
+                saved = a[l] if z[l - 1] is None else z[l - 1]
+                b.hidden_delta(delta[l], net.weights[l], saved, net.activations[l - 1], dZ_below=delta[l - 1])
+                drop(l, delta[l - 1], delta[l - 1])
+            if self.limit is not None:
+                clip(b, kept, delta, self.limit, scale)
         return kept, delta
 
 

@@ -5,8 +5,9 @@ README.md is the table of operations.  Nothing here knows of networks or imports
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -35,18 +36,38 @@ _MAKERS = {
 }
 
 
-@cache
-def kernel(name: str, dtype: str | None = None, *options: str) -> int:
-    """The address of a kernel for this machine; options name its activation, loss, rule.  Compiled if it has to be."""
+Key = tuple[str, ...]  # of a kernel: its name, its dtype or "", and options that name its activation, loss, rule
 
-    def make() -> Callable[..., None]:
-        from .machine import lanes
+_found: dict[Key, int] = {}
 
-        file, function = _MAKERS[name]
-        maker: Callable[..., Any] = getattr(import_module(f".{file}", __package__), function)
-        made: Callable[..., None] = maker(lanes(dtype), *options) if dtype is not None else maker()
-        return made
 
-    from . import compiler
+def addresses(keys: Iterable[Key], processes: int = 1) -> dict[Key, int]:
+    """Where these kernels are.  What is not on disk is compiled, with two processes a product beside all else: it takes as
+    long.
+    """
+    wanted = dict.fromkeys(keys)
+    if new := [key for key in wanted if key not in _found]:
+        from . import compiler
 
-    return compiler.address(".".join((name, dtype or "", *options)), make)
+        absent = [key for key in new if not compiler.is_kept(_name(key))]
+        products = [key for key in absent if key[0] == "product"]
+        helped = processes > 1 and 0 < len(products) < len(absent)
+        with compiler.elsewhere(products) if helped else nullcontext():
+            _found.update((key, compiler.address(_name(key), partial(_make, key))) for key in new if key not in products)
+        _found.update((key, compiler.address(_name(key), partial(_make, key))) for key in products)
+    return {key: _found[key] for key in wanted}
+
+
+def _name(key: Key) -> str:
+    return ".".join(key)
+
+
+def _make(key: Key) -> Callable[..., None]:
+    """The Python function that is compiled."""
+    from .machine import lanes
+
+    name, dtype, *options = key
+    file, function = _MAKERS[name]
+    maker: Callable[..., Any] = getattr(import_module(f".{file}", __package__), function)
+    made: Callable[..., None] = maker(lanes(dtype), *options) if dtype else maker()
+    return made

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +21,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 
-from .disk import cache_folder, kept
+from . import disk
 from .interrupt import whole
 from .machine import target
 
@@ -41,7 +43,7 @@ def _announce() -> None:
     global _announced
     if not _announced:
         _announced = True
-        where = f"kept in {cache_folder()}" if cache_folder() else "not kept: no writable cache folder"
+        where = f"kept in {folder}" if (folder := disk.cache_folder()) else "not kept: no writable cache folder"
         print(f"bpgpu: compiling CPU kernels for this machine (some seconds, once; {where})", file=sys.stderr, flush=True)
 
 
@@ -93,5 +95,40 @@ def address(name: str, make: Callable[[], Callable[..., None]]) -> int:
         return symbol.encode() + b"\0" + code
 
     with whole():  # Python cannot raise Ctrl-C in the functions that LLVM calls back: it would be lost
-        symbol, _, code = kept(f"{_fingerprint()} {name}", compiled).partition(b"\0")
+        symbol, _, code = disk.kept(_key(name), compiled).partition(b"\0")
     return _load(symbol.decode(), code)
+
+
+def _key(name: str) -> str:
+    return f"{_fingerprint()} {name}"
+
+
+def is_kept(name: str) -> bool:
+    return disk.is_kept(_key(name))
+
+
+@contextmanager
+def elsewhere(keys: list[tuple[str, ...]]) -> Iterator[None]:
+    """While the block runs another process compiles these kernels, and keeps them.  Where there is none, because nothing can
+    be kept or Python is embedded in another program, nothing is lost: whoever asks for them then compiles them.
+    """
+    code = f"""
+import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+sys.path[:] = {sys.path!r}
+from {__package__} import addresses
+addresses({keys!r})
+"""
+    helper = None
+    with whole():  # Ctrl-C leaves no process behind
+        if disk.cache_folder() is not None and Path(sys.executable or "").name.lower().startswith("python"):
+            with suppress(OSError):
+                helper = subprocess.Popen(
+                    [sys.executable, "-c", code], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL, creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
+                )  # fmt: skip
+        try:
+            yield
+        finally:
+            if helper is not None:
+                helper.wait()

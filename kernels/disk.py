@@ -43,13 +43,21 @@ def cache_folder() -> Path | None:
     return None
 
 
+def _file(folder: Path, key: str) -> Path:
+    return folder / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.kernel"
+
+
+def is_kept(key: str) -> bool:
+    folder = cache_folder()
+    return folder is not None and _file(folder, key).exists()
+
+
 def kept(key: str, make: Callable[[], bytes]) -> bytes:
     """What make() gives, called only if no process has kept it under this key, which names all that it depends on."""
     folder = cache_folder()
     if folder is None:
         return make()
-    file = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.kernel"
-    content = _read(file)
+    content = _read(file := _file(folder, key))
     if content is None:
         _write(file, content := make())
     return content

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .machine import GRAIN
+from .machine import ROWS
 from .records import GATHER
 from .team import record
 from .vector import copy_bytes, load_label
@@ -12,7 +12,6 @@ from .vector import copy_bytes, load_label
 
 def gather() -> Callable[..., None]:
     """The job is a GATHER record."""
-    ROWS = GRAIN["gather"]
 
     def gather(job: int, scratch: int, step: int, item: int) -> None:
         p = record(GATHER, job)

@@ -12,9 +12,11 @@ import numpy as np
 
 from .names import CHUNK as CHUNK
 
-GRAIN = {  # of work in an item
-    "gather": 8, "activate": 8, "output_delta": 8, "update": 8192, "dropout": 256, "column_sum": 64, "total": 1,
-    "squares": 64, "clip": 8192, "max_norm": 64, "example_norms": 16, "clip_examples": 16,
+ROWS = 8  # of a batch in an item of the kernels that go row by row
+ROWWISE = ("gather", "activate", "output_delta")
+GRAIN = dict.fromkeys(ROWWISE, ROWS) | {  # of work in an item
+    "update": 8192, "dropout": 256, "column_sum": 64, "total": 1, "squares": 64, "clip": 8192, "max_norm": 64,
+    "example_norms": 16, "clip_examples": 16,
 }  # fmt: skip
 MAX_ROWS, MAX_COLS, MAX_BLOCK = 256, 256, 256 * 128  # of a thread's block of a product
 

@@ -16,14 +16,11 @@ from typing import Any
 from .activations import activation
 from .functions import functions
 from .losses import elementwise
-from .machine import CHUNK, GRAIN, Lanes
+from .machine import CHUNK, ROWS, Lanes
 from .names import SAVES_Z
 from .records import ACTIVATE, OUTPUT, TOTAL
 from .team import record
 from .vector import load_label, load_splat, load_up_to, njit, select, store_first, store_up_to
-
-ROWS = GRAIN["output_delta"]
-assert GRAIN["activate"] == ROWS
 
 
 def _sum(V: Lanes) -> Any:

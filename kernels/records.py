@@ -24,7 +24,9 @@ TEAM = _apart(
 )  # fmt: skip
 MEMBER = _apart("asleep", "lock", "scratch")
 PROGRAM = _words("entries", "length", "first_step", "last_step")
-ENTRY = _words("kernel", "job", "items", "together", "all_items")  # the last two in the first entry of a stage, otherwise 0
+ENTRY = _words(
+    "kernel", "job", "items", "first", "along", "together", "all_items"
+)  # the last two: of a stage, in its first entry
 
 # operations (the file of the same name says what each field means)
 PRODUCT = _words(

@@ -6,6 +6,9 @@ starts the next stage:
 
     for step in first .. last:  for stage in program:  for entry, item in stage:  kernel(job, scratch, step, item)
 
+Entries that need nothing but the same item of the entry before, as the layers of a small network do whose items are rows of
+the batch, go along with it: the thread that did the one does the others, and nobody waits.
+
 So whole steps, or a whole epoch, are one call without Python in between, and nobody is waited for but a thread that holds an
 item: where another process has taken a CPU away, the others do its share.  The ticket that threads add to holds the number of
 the running stage (counted through all programs) and of its next item, so a thread that comes late cannot take one twice.
@@ -165,7 +168,10 @@ def work(team: int, rank: int, scratch: int) -> int:
             while item >= record(ENTRY, entry).items:
                 item -= record(ENTRY, entry).items
                 entry += ENTRY_SIZE
-            call(record(ENTRY, entry).kernel, (record(ENTRY, entry).job, scratch, shared.step, item))
+            item += record(ENTRY, entry).first
+            for _ in range(record(ENTRY, entry).along + 1):
+                call(record(ENTRY, entry).kernel, (record(ENTRY, entry).job, scratch, shared.step, item))
+                entry += ENTRY_SIZE
             if atomic_add(team + DONE, 1) + 1 == items:
                 advance(team, number)
             half = own

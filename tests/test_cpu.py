@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bpgpu import cpu
-from bpgpu.cpu import CPUBackend, CPUProgram, thread_count
+from bpgpu import kernels, team
+from bpgpu.cpu import CPUBackend, CPUProgram
+from bpgpu.kernels import compiler
+from bpgpu.team import thread_count
 
 ROOT = Path(__file__).parent.parent
 TRAIN = """
@@ -72,8 +74,8 @@ def test_thread_count_respects_the_quotas(case: str, tmp_path: Path, monkeypatch
     own, files, expected = QUOTAS[case]
     monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
-    monkeypatch.setattr(cpu, "_GROUPS", tmp_path / "groups")
-    monkeypatch.setattr(cpu, "_OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(team, "_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(team, "_OWN_GROUPS", tmp_path / "own")
     if own is not None:
         (tmp_path / "own").write_text(own)
     for name, text in files.items():
@@ -128,19 +130,19 @@ def test_a_program_knows_how_many_steps_it_has() -> None:
             program.run(first, steps)
 
 
-def test_every_item_of_a_long_stage_is_done_once() -> None:
+def test_every_item_of_a_long_stage_is_done_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as a matrix of one column and 2^28 rows has."""
 
     def count(job: int, scratch: int, step: int, item: int) -> None:
         add(job, 1)
         add(job + 8, item)
 
-    from bpgpu.kernels import compiler
     from bpgpu.kernels.team import atomic_add as add
 
+    monkeypatch.setitem(kernels._found, ("count", ""), compiler._load(*compiler._compile(count)))
     backend, items, found = CPUBackend(threads=1), 2**25 + 66, np.zeros(2, np.int64)
     program = CPUProgram(backend)
-    program.add(compiler._load(*compiler._compile(count)), found, items, ())
+    program.add(("count", ""), found, items)
     thread = threading.Thread(target=program.run, daemon=True)
     thread.start()
     thread.join(timeout=100)
@@ -172,6 +174,39 @@ def test_second_process_compiles_nothing_and_says_nothing(tmp_path: Path) -> Non
     assert second.stderr == ""
     assert first.stdout.split()[1] == "True" and second.stdout.split()[1] == "False"  # Numba imported?
     assert first.stdout.split()[0] == second.stdout.split()[0]
+
+
+def test_a_process_beside_compiles_the_product(tmp_path: Path) -> None:
+    """On several threads; and where another process cannot be had, or fails, all is compiled in this one."""
+    code = f"""
+import subprocess, sys
+started = []
+class Popen(subprocess.Popen):
+    def __init__(self, command, **options):
+        started.append("product" in command[-1])
+        super().__init__(command, **options)
+subprocess.Popen = Popen
+sys.executable = {{executable}}
+{TRAIN}
+print(started)
+"""
+    failing = tmp_path / "python"
+    failing.write_text("#!/bin/sh\nexit 1\n")
+    failing.chmod(0o700)
+    cases = {  # sys.executable, threads, and what is started
+        "two": ("sys.executable", "2", "[True]"), "one thread": ("sys.executable", "1", "[]"), "none": ("None", "2", "[]"),
+        "another program": ("'/bin/false'", "2", "[]"), "no file": ("'/no/python'", "2", "[True]"),
+        "failing": (repr(str(failing)), "2", "[True]"),
+    }  # fmt: skip
+    digests = set()
+    for name, (executable, threads, expected) in cases.items():
+        cache = {"BPGPU_CACHE_DIR": str(tmp_path / name)}
+        done = python(code.format(executable=executable), **cache, NUMBA_NUM_THREADS=threads)
+        trained, started = done.stdout.splitlines()
+        assert done.stderr.count("compiling") == 1 and started == expected, name
+        assert python(TRAIN, **cache).stderr == ""  # nothing is left to compile
+        digests.add(trained.split()[0])
+    assert len(digests) == 1
 
 
 def test_damaged_kernels_are_compiled_again(tmp_path: Path) -> None:

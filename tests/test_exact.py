@@ -304,6 +304,40 @@ def test_chunks_of_few_blocks_on_several_threads(
         assert_same_bits(Z, cpu.dense_forward(X, W, b))
 
 
+@pytest.mark.parametrize("n", [1, 2, 7, 8, 9, 30, 32, 61])
+@pytest.mark.parametrize("layers", [(784, 128, 64, 10), (3, 256, 257, 33), (600, 40, 300, 5), (17, 19, 23, 29)], ids=name_of)
+def test_rows_may_go_through_all_layers_at_once(
+    n: int, layers: tuple[int, int, int, int], dtype: np.dtype, cpu: Backend, rng: np.random.Generator
+) -> None:
+    """Both passes recorded by rows, of products small and large, and of fewer rows in the end: the bits of one at a time."""
+    h, i, j, o = layers
+    W = [numbers(rng, *shape, dtype=dtype) / 8 for shape in ((h, i), (i, j), (j, o))]
+    b = [numbers(rng, len(w[0]), dtype=dtype) for w in W]
+    X, y = numbers(rng, n, h, dtype=dtype), rng.integers(0, o, n)
+    few = max(1, n - 8)
+    with fenced(dtype, (n, i), (n, j), (n, o), (n, o), (n,), (n, j), (n, i), (few, j)) as (*a, d3, losses, d2, d1, again):
+
+        def passes() -> list[Array]:
+            for inputs, w, bias, A, f in zip((X, a[0], a[1]), W, b, a, ("tanh", "relu", "identity"), strict=True):
+                cpu.dense_forward(inputs, w, bias, f, A=A)
+            cpu.output_delta(a[2], y, dZ=d3, losses=losses)
+            cpu.hidden_delta(d3, W[2], a[1], "relu", dZ_below=d2)
+            cpu.hidden_delta(d2, W[1], a[0], "tanh", dZ_below=d1)
+            return [*a, d3, losses, d2, d1]
+
+        wanted = [array.copy() for array in passes()]
+        wanted_again = cpu.dense_forward(a[0][:few], W[1], b[1], "relu")
+        with cpu.capture() as program:
+            with cpu.by_rows():
+                passes()
+            cpu.dense_forward(a[0][:few], W[1], b[1], "relu", A=again)
+        for array in (*a, d3, losses, d2, d1):
+            array[...] = np.nan
+        program.run(0, 2)
+        for got, want in zip((*a, d3, losses, d2, d1, again), (*wanted, wanted_again), strict=True):
+            assert_same_bits(got, want)
+
+
 @pytest.mark.parametrize(
     "shape", [(1030, 300, 37), (1100, 513, 130), (259, 1027, 40), (2100, 19, 300), (600, 790, 9), (100, 1030, 600)], ids=name_of
 )
@@ -558,12 +592,15 @@ from bpgpu.cpu import CPUBackend
 from bpgpu.kernels.records import TEAM
 X, W, b = np.ones((30, 3), "f4"), np.ones((3, 40), "f4"), np.zeros(40, "f4")
 w, g, hyper = np.zeros(50_000, "f4"), np.ones(50_000, "f4"), np.array([1, 0, 0, 0, 0, 1, 0, 0, 0], "f4")
-A, totals, steps = np.empty((30, 40), "f4"), np.zeros(3, "f4"), 0
+V, c, A, B = np.ones((40, 5), "f4"), np.zeros(5, "f4"), np.empty((30, 40), "f4"), np.empty((30, 5), "f4")
+totals, steps = np.zeros(3, "f4"), 0
 for threads in (2, 3):
     backend = CPUBackend(threads=threads)
     backend.team._shared.view(TEAM)[0]["running"] = team.STAGE_MASK - 1000  # the numbers of the stages begin again soon
     with backend.capture() as program:
-        backend.dense_forward(X, W, b, A=A)
+        with backend.by_rows():
+            backend.dense_forward(X, W, b, A=A)
+            backend.dense_forward(A, V, c, A=B)
         backend.total(A[0], totals)  # one item alone: there is none for the second ticket
         backend.update(w, g, "sgd", hyper)
     for k in range(1000):
@@ -571,7 +608,7 @@ for threads in (2, 3):
         n = k % 3 + 1
         program.run(0, n)
         steps += n
-        assert (A == k + 2).all(), f"run {k}: {A}"
+        assert (A == k + 2).all() and (B == 40 * (k + 2)).all(), f"run {k}: {A} {B}"
         assert (w == -steps).all(), f"run {k}: items done twice or never, {np.unique(w)} after {steps} steps"
 print("whole")
 """
