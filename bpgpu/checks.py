@@ -216,14 +216,11 @@ def _column(array: np.ndarray, n: int, name: str) -> np.ndarray:
 
 
 def _finite(array: np.ndarray, dtype: npt.DTypeLike, name: str, first_row: int = 0) -> np.ndarray:
-    """`array` as `_plain` gives it; a finite sum shows that all is, with no temporary."""
-    with np.errstate(all="ignore"):
-        out = _plain(array, dtype)
-        if np.isfinite(out.sum()):
-            return out
-        finite = np.isfinite(out)
-    if finite.all():  # only the sum overflowed
+    """`array` as `_plain` gives it; its extremes, nan if there is one, show with no temporary that all is finite."""
+    out = _plain(array, dtype)
+    if math.isfinite(out.max()) and math.isfinite(out.min()):
         return out
+    finite = np.isfinite(out)
     first = np.unravel_index(int(finite.argmin()), finite.shape)
     given = array[first]  # before the conversion
     where = _at(name, (first[0] + first_row, *first[1:]))
@@ -235,11 +232,10 @@ def _finite(array: np.ndarray, dtype: npt.DTypeLike, name: str, first_row: int =
 
 def _plain(array: Any, dtype: npt.DTypeLike) -> np.ndarray:
     """`array` as C-contiguous, aligned, native `dtype`."""
-    if on_gpu(array):
-        return array.astype(dtype, order="C", copy=False)  # type: ignore[no-any-return]
     if type(array) is np.ndarray and array.dtype == dtype and array.flags.carray:
         return array  # sooner than require sees it: a step of a small network takes some 100 microseconds
-    return np.require(array, dtype, ["C", "A"])
+    with np.errstate(all="ignore"):  # what is too large becomes infinite
+        return array.astype(dtype, order="C", copy=False) if on_gpu(array) else np.require(array, dtype, ["C", "A"])
 
 
 def _at(name: str, index: Iterable[Any]) -> str:
