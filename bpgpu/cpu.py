@@ -142,7 +142,7 @@ class CPUProgram(Program):
         """The program as the team reads it, its kernels compiled, together, if they have to be."""
         entries = [e for stage in self.stages for e in stage]
         keys = [e.kernel for e in entries] + [key for _, key in self._finishes]
-        kernels = addresses((*keys, *TEAM), processes=self._backend.threads)
+        kernels = addresses((*keys, *TEAM[: self._backend.threads]), processes=self._backend.threads)
         for product, key in self._finishes:
             product["finish"] = kernels[key]
         self._table = np.array([(kernels[e.kernel], e.job, e.items, e.first, e.along, 0, 0) for e in entries], records.ENTRY)

@@ -137,9 +137,9 @@ class Design:
         return self.dtype.itemsize * (sum(self.layers) + self.saved_z + sum(self.layers[1:]) + 2 * self.layers[-1] + 3)
 
     def evaluation_bytes(self, n: int) -> int:
-        """Memory that evaluate takes for n examples: X, targets and two layers of a block and the last one, and every loss."""
+        """Memory that evaluate takes for n examples: X, z or a of all layers, outputs and targets of a block; every loss."""
         rows = min(n, BLOCK) + (n % BLOCK if n > BLOCK else 0)
-        return (rows * (self.layers[0] + 2 * max(self.layers[1:]) + self.layers[-1]) + n) * self.dtype.itemsize
+        return (rows * (sum(self.layers) + 2 * self.layers[-1]) + n) * self.dtype.itemsize
 
     def check_room(self, n: int, bytes_each: int, besides: int = 0) -> None:
         """MemoryError: the device has less room than n examples at a time need, each so many bytes."""

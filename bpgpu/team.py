@@ -21,7 +21,7 @@ Array = np.ndarray[Any, Any]
 _GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _QUOTAS = {"": ("cpu.max",), "cpu": ("cpu.cfs_quota_us", "cpu.cfs_period_us")}  # of cgroups v2 and v1: quota and period
 MOST_THREADS = 1024
-TEAM: tuple[Key, ...] = ("lead", ""), ("follow", "")
+TEAM: tuple[Key, ...] = ("lead", ""), ("follow", "")  # kernels: of the calling thread, and of any other
 HUGE_PAGE = 1 << 21  # bytes of Linux's large pages
 
 
@@ -77,12 +77,12 @@ class Team:
         shared["acquire"] = ctypes.cast(acquire, ctypes.c_void_p).value
         shared["release"] = ctypes.cast(_python_lock("PyThread_release_lock", None), ctypes.c_void_p).value
         word, integer = ctypes.c_void_p, ctypes.c_int64
-        kernels = addresses(TEAM)
-        self._lead, follow = (ctypes.CFUNCTYPE(ctypes.c_int, word, word, integer, integer)(kernels[key]) for key in TEAM)
+        kernel = ctypes.CFUNCTYPE(ctypes.c_int, word, word, integer, integer)
+        self._lead, *follow = (kernel(address) for address in addresses(TEAM[:size]).values())
         self._unused = ctypes.create_string_buffer(8)  # where a kernel puts its result, None
         for rank in range(1, size):
             arguments = (self._unused, None, address_of(self._shared), rank)
-            threading.Thread(target=follow, args=arguments, name=f"bpgpu-{rank}", daemon=True).start()
+            threading.Thread(target=follow[0], args=arguments, name=f"bpgpu-{rank}", daemon=True).start()
         weakref.finalize(self, _dismiss, (self._shared, self._members, self._scratch), self.process)
 
     def run(self, program: Array) -> None:

@@ -113,9 +113,10 @@ def elsewhere(keys: list[tuple[str, ...]]) -> Iterator[None]:
     be kept or Python is embedded in another program, nothing is lost: whoever asks for them then compiles them.
     """
     code = f"""
-import signal, sys
-signal.signal(signal.SIGINT, signal.SIG_IGN)
+import sys
 sys.path[:] = {sys.path!r}
+import signal
+signal.signal(signal.SIGINT, signal.SIG_IGN)
 from {__package__} import addresses
 addresses({keys!r})
 """
