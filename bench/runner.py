@@ -1,7 +1,7 @@
 """What all benchmarks of the CPU share: competitors in processes of their own, in rounds, in random order, and the report.
 
 Processes start 100 ms apart: the threads of a BLAS spin for a while after a call.  A process warms up and gives the lower
-quartile of its calls; figures are medians over the rounds.  Reports go to bench/results/ as JSON.
+quartile of its calls; figures are lower quartiles over the rounds.  Reports go to bench/results/ as JSON.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -141,13 +142,13 @@ class Runner:
             self.runs.append(result | {"threads": job.threads, "round": number})
 
     def speeds(self, network: Network, threads: int | None = None) -> Result:
-        """Medians over the rounds, for each competitor on a network, beside the floor and bpgpu."""
+        """Lower quartiles over the rounds, for each competitor on a network, beside the floor and bpgpu."""
         found: Result = {}
         here = [r for r in self.runs if (r["network"], r["threads"]) == (network.name, threads or self.args.threads)]
         for name in KINDS[here[0]["kind"]]:
             mine = [r for r in here if r["competitor"] == name]
             if mine and name != "fma":
-                ms = statistics.median(r["ms"] for r in mine)
+                ms = float(np.quantile([r["ms"] for r in mine], 0.25))
                 found[name] = {
                     "ms": ms, "gflops": mine[0]["flops"] / ms / 1e6, "ms_of_rounds": [r["ms"] for r in mine],
                     "cores_used": statistics.median(r["cores_used"] for r in mine),
