@@ -200,8 +200,8 @@ print(started)
     }  # fmt: skip
     digests = set()
     for name, (executable, threads, expected) in cases.items():
-        cache = {"BPGPU_CACHE_DIR": str(tmp_path / name)}
-        done = python(code.format(executable=executable), **cache, NUMBA_NUM_THREADS=threads)
+        cache = {"BPGPU_CACHE_DIR": str(tmp_path / name), "NUMBA_NUM_THREADS": threads}
+        done = python(code.format(executable=executable), **cache)
         trained, started = done.stdout.splitlines()
         assert done.stderr.count("compiling") == 1 and started == expected, name
         assert python(TRAIN, **cache).stderr == ""  # nothing is left to compile
