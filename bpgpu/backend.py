@@ -40,6 +40,9 @@ class Program(ABC):
 
     limit = sys.maxsize  # steps for which there is an order to gather by and a place for the totals
 
+    def ready(self) -> None:  # noqa: B027  on most devices it is
+        """Do what has to be done once, as compiling kernels."""
+
     def run(self, first_step: int = 0, steps: int = 1) -> None:
         """Run the whole list for step = first_step, ..., first_step + steps - 1."""
         if not 0 <= first_step <= first_step + steps <= self.limit:
@@ -99,6 +102,7 @@ class Backend(ABC):
             yield program
         finally:
             self._of_thread.recorder = None
+        program.ready()
 
     def together(self) -> AbstractContextManager[None]:
         """In a capture: the operations of a with block do not depend on each other, and may run at the same time."""

@@ -39,18 +39,23 @@ def _panel_width(M: int, V: Lanes) -> int:
     return V.broad * V.lanes if V.rows > M else V.width
 
 
+def _row_width(M: int, N: int, V: Lanes) -> int:
+    """Columns of as many panels as N columns take."""
+    width = _panel_width(M, V)
+    return -(-N // width) * width
+
+
 def _cut_by_rows(product: Array, V: Lanes) -> int:
     """Let the blocks of a product be whole rows; gives how many blocks there are."""
     M, N = int(product["M"]), int(product["N"])
-    width = _panel_width(M, V)
     product["row_block"] = product["item_rows"] = ROWS
-    product["col_block"] = -(-N // width) * width
+    product["col_block"] = _row_width(M, N, V)
     return -(-M // ROWS)
 
 
 @dataclass
 class Entry:
-    """A kernel and its job; `first` is its first item, and so many entries after it go along (kernels/team.py)."""
+    """Some items of a kernel, from `first` on; as many entries after it as `along` says go along (kernels/team.py)."""
 
     kernel: Key
     job: int
@@ -131,9 +136,13 @@ class CPUProgram(Program):
         finally:
             self.by_rows = False
 
-    def _run(self, first_step: int, steps: int) -> None:
+    def ready(self) -> None:
         if self._program is None:
             self._program = self._linked()
+
+    def _run(self, first_step: int, steps: int) -> None:
+        self.ready()
+        assert self._program is not None
         self._program["first_step"], self._program["last_step"] = first_step, first_step + steps
         if steps > 0 and self.stages:
             self._backend.team.run(self._program)
@@ -142,7 +151,7 @@ class CPUProgram(Program):
         """The program as the team reads it, its kernels compiled, together, if they have to be."""
         entries = [e for stage in self.stages for e in stage]
         keys = [e.kernel for e in entries] + [key for _, key in self._finishes]
-        kernels = addresses((*keys, *TEAM[: self._backend.threads]), processes=self._backend.threads)
+        kernels = addresses((*keys, *self._backend.kernels_of_team), processes=self._backend.threads)
         for product, key in self._finishes:
             product["finish"] = kernels[key]
         self._table = np.array([(kernels[e.kernel], e.job, e.items, e.first, e.along, 0, 0) for e in entries], records.ENTRY)
@@ -166,6 +175,11 @@ class CPUBackend(KernelBackend):
         self.threads = threads or thread_count()
         self._wanted = 6 * self.threads if self.threads > 1 else 1  # blocks of a product
         self._team: Team | None = None
+
+    @property
+    def kernels_of_team(self) -> tuple[Key, ...]:
+        """What the team will need that is not there."""
+        return TEAM[: self.threads] if self._team is None else ()
 
     @property
     def team(self) -> Team:
@@ -200,54 +214,62 @@ class CPUBackend(KernelBackend):
     def _new_program(self) -> CPUProgram:
         return CPUProgram(self)
 
-    @contextmanager
-    def _open(self) -> Iterator[CPUProgram]:
-        """What is being recorded; or else a program that runs at the end of the with block."""
+    @property
+    def _recording(self) -> CPUProgram | None:
         recorder = self.recorder
-        program = recorder if isinstance(recorder, CPUProgram) else CPUProgram(self)
-        yield program
-        if recorder is None:
-            program.run()
+        return recorder if isinstance(recorder, CPUProgram) else None
 
     def together(self) -> AbstractContextManager[None]:
-        return self.recorder.together(halved=True) if isinstance(self.recorder, CPUProgram) else nullcontext()
+        program = self._recording
+        return nullcontext() if program is None else program.together(halved=True)
 
     def by_rows(self) -> AbstractContextManager[None]:
-        return self.recorder.going_by_rows() if isinstance(self.recorder, CPUProgram) else nullcontext()
+        program = self._recording
+        return nullcontext() if program is None else program.going_by_rows()
 
     def _launch(self, name: str, dtype: str | None, options: tuple[str, ...], job: Array, items: int, *alive: Any) -> None:
-        rows = ROWS if name in ROWWISE else 0
-        with self._open() as program:
-            program.add((name, dtype or "", *options), job, -(-items // GRAIN.get(name, 1)), alive, rows=rows)
+        program, rows = self._recording or CPUProgram(self), ROWS if name in ROWWISE else 0
+        program.add((name, dtype or "", *options), job, -(-items // GRAIN.get(name, 1)), alive, rows=rows)
+        if program is not self.recorder:
+            program.run()
 
     def _launch_product(self, name: str, dtype: str, option: str, product: Array, job: Array, *alive: Any) -> None:
-        kernel, finish, V = ("product", dtype), (name, dtype, option), lanes(dtype)
-        M, N, K = (int(product[size]) for size in "MNK")
-        with self._open() as program:
-            if program.by_rows and M * N * K <= _SMALL and N <= MAX_COLS:
-                blocks = _cut_by_rows(product, V)
-                program.finish(product, finish, job)
-                program.add(kernel, product, blocks, (job, alive), rows=ROWS)
-                return
-            rows, cols = product["row_block"], product["col_block"] = self._blocks(name, M, N, K, V)
-            down, across, chunks, recorded = -(-M // rows), -(-N // cols), -(-K // CHUNK), program is self.recorder
-            # blocks below each other share what is packed of B: in one item if it is one chunk, otherwise packed ahead
-            shared = -(-down // -(-self._wanted // across)) if chunks == 1 and rows > V.rows else 1
-            product["item_rows"], items = shared * rows, -(-down // shared) * across
-            if recorded and chunks > 1 and down * across < self._wanted and not program.joining:
-                self._launch_chunks(program, finish, product, items, job, alive)
-                return
-            program.finish(product, finish, job)
-            for field, its in zip(("reads_row", "reads1", "reads2", "reads3"), _READS[name], strict=False):
-                product[field] = job[its]
-            if recorded and chunks > 1 and down >= _AHEAD:
-                panels = self.empty((across * chunks, CHUNK * cols), dtype)
-                product["panels"], alive = address_of(panels), (*alive, panels)
-                with program.before():
-                    program.add(("pack_panels", dtype), product, len(panels), alive)
-            program.add(kernel, product, items, (job, alive))
+        program = self._recording or CPUProgram(self)
+        self._add_product(program, (name, dtype, option), product, job, alive)
+        if program is not self.recorder:
+            program.run()
 
-    def _launch_chunks(
+    def _add_product(self, program: CPUProgram, finish: Key, product: Array, job: Array, alive: tuple[Any, ...]) -> None:
+        (name, dtype, _), recorded = finish, program is self.recorder
+        kernel, V, (M, N, K) = ("product", dtype), lanes(dtype), (int(product[size]) for size in "MNK")
+        if program.by_rows and self._small(M) >= M * N * K and _row_width(M, N, V) <= MAX_COLS:
+            blocks = _cut_by_rows(product, V)
+            program.finish(product, finish, job)
+            program.add(kernel, product, blocks, (job, alive), rows=ROWS)
+            return
+        rows, cols = product["row_block"], product["col_block"] = self._blocks(name, M, N, K, V)
+        down, across, chunks = -(-M // rows), -(-N // cols), -(-K // CHUNK)
+        # blocks below each other share what is packed of B: in one item if it is one chunk, otherwise packed ahead
+        shared = -(-down // -(-self._wanted // across)) if chunks == 1 and rows > V.rows else 1
+        product["item_rows"], items = shared * rows, -(-down // shared) * across
+        if recorded and chunks > 1 and down * across < self._wanted and not program.joining:
+            self._add_chunks(program, finish, product, items, job, alive)
+            return
+        program.finish(product, finish, job)
+        for field, its in zip(("reads_row", "reads1", "reads2", "reads3"), _READS[name], strict=False):
+            product[field] = job[its]
+        if recorded and chunks > 1 and down >= _AHEAD:
+            panels = self.empty((across * chunks, CHUNK * cols), dtype)
+            product["panels"], alive = address_of(panels), (*alive, panels)
+            with program.before():
+                program.add(("pack_panels", dtype), product, len(panels), alive)
+        program.add(kernel, product, items, (job, alive))
+
+    def _small(self, rows: int) -> int:
+        """Multiplications of a product of a batch of so many rows, up to which it goes by rows."""
+        return _SMALL if -(-rows // ROWS) >= self.threads else _SMALL >> 4  # where threads would have nothing to do
+
+    def _add_chunks(
         self, program: CPUProgram, finish: Key, product: Array, blocks: int, job: Array, alive: tuple[Any, ...]
     ) -> None:
         """A product in two stages: the chunks of k on their own, so that there is work for all threads, then their sum."""
@@ -256,10 +278,8 @@ class CPUBackend(KernelBackend):
         B_k = sums.itemsize if product["B_transposed"] else product["B_row"]
         with program.together(halved=False):  # half of the chunks of k is half of the units below
             for k, target in zip(range(0, K, CHUNK), sums, strict=True):
-                chunk, of_chunk = (
-                    product.copy(),
-                    new_record(records.UPDATE, parameter=address_of(target), row=target.strides[0]),
-                )
+                of_chunk = new_record(records.UPDATE, parameter=address_of(target), row=target.strides[0])
+                chunk = product.copy()
                 chunk["A"], chunk["B"] = product["A"] + k * product["A_k"], product["B"] + k * B_k
                 chunk["K"] = min(CHUNK, K - k)
                 program.finish(chunk, ("dense_gradient", dtype, "store"), of_chunk)
@@ -268,7 +288,7 @@ class CPUBackend(KernelBackend):
             records.CHUNKS, sums=address_of(sums), sums_row=sums.strides[1], sums_chunk=sums.strides[0], chunks=len(sums),
             product=product,
         )  # fmt: skip
-        by_rows = program.by_rows and N <= MAX_COLS
+        by_rows = program.by_rows and N <= MAX_COLS  # longer rows are work for all threads
         if by_rows:
             blocks = _cut_by_rows(whole["product"], lanes(dtype))
         program.finish(whole["product"], finish, job)

@@ -11,6 +11,7 @@ import numpy as np
 from .backend import Array, Backend
 from .checks import amount, as_labels, as_matrix, as_numbers, as_targets, as_weights, nearest, on_gpu, readable_bytes
 from .devices import get_backend
+from .inference import numbers_kept
 from .kernels.names import ACTIVATIONS, DTYPES, LOSSES, SAVES_Z
 from .per_example import BLOCK
 from .random import check_seed
@@ -137,9 +138,12 @@ class Design:
         return self.dtype.itemsize * (sum(self.layers) + self.saved_z + sum(self.layers[1:]) + 2 * self.layers[-1] + 3)
 
     def evaluation_bytes(self, n: int) -> int:
-        """Memory that evaluate takes for n examples: X, z or a of all layers, outputs and targets of a block; every loss."""
-        rows = min(n, BLOCK) + (n % BLOCK if n > BLOCK else 0)
-        return (rows * (sum(self.layers) + 2 * self.layers[-1]) + n) * self.dtype.itemsize
+        """Memory that evaluate takes for n examples: forward passes of a block and of the last one, targets and delta of a
+        block, and every loss.
+        """
+        block, last = min(n, BLOCK), n % BLOCK if n > BLOCK else 0
+        numbers = numbers_kept(self.layers, block) + numbers_kept(self.layers, last) + 2 * block * self.layers[-1] + n
+        return numbers * self.dtype.itemsize + 8 * block
 
     def check_room(self, n: int, bytes_each: int, besides: int = 0) -> None:
         """MemoryError: the device has less room than n examples at a time need, each so many bytes."""

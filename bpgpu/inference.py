@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from .backend import Array, Program
@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from .mlp import MLP
 
 SIZES = 4  # of batches that are kept recorded, here and in training.py
+FEW = 64  # rows up to which each layer has an array of its own, so that rows may go through all layers
+
+
+def numbers_kept(layers: Sequence[int], n: int) -> int:
+    """How many numbers the arrays take for n rows."""
+    return n * (layers[-1] + (sum(layers) if n <= FEW else layers[0] + 2 * max(layers[1:])))
 
 
 class Inference:
@@ -36,10 +42,14 @@ class Inference:
             yield Z, A
 
     def _record(self, net: MLP, n: int) -> tuple[Array, Array, Array, Program]:
-        b, units = net.backend, net.layers
-        a = [b.empty((n, o), net.dtype) for o in units]
-        A = b.empty(a[-1].shape, net.dtype)
-        with b.capture() as program, b.by_rows():
+        b, units, dtype = net.backend, net.layers, net.dtype
+        if n <= FEW:
+            a = [b.empty((n, o), dtype) for o in units]
+        else:
+            room = [b.empty((n * max(units[1:]),), dtype) for _ in range(2)]  # of two neighbouring layers
+            a = [b.empty((n, units[0]), dtype), *(room[l % 2][: n * o].reshape(n, o) for l, o in enumerate(units[1:]))]
+        A = b.empty(a[-1].shape, dtype)
+        with b.capture() as program, b.by_rows() if n <= FEW else nullcontext():
             for l, activation in enumerate((*net.activations, "identity")):
                 b.dense_forward(a[l], net.weights[l], net.biases[l], activation, A=a[l + 1])
             b.activate(a[-1], net.output_activation, A=A)

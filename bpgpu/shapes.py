@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from .checks import nearest
 from .kernels.names import ACTIVATIONS, DTYPES, HYPER, RULES
 
+_FLOATS = frozenset(map(np.dtype, DTYPES))  # (their names would be made anew for each array)
 OUTPUTS = {"cross_entropy": "softmax", "binary_cross_entropy": "sigmoid"}  # of the losses that classify, the output activation
 
 
@@ -63,7 +66,7 @@ def sizes(spec: str, *arrays: Any) -> dict[str, int]:
         if array is None:
             continue
         check_arrays(**{name: array})
-        if str(array.dtype) not in DTYPES or (dtype is not None and array.dtype != dtype):
+        if array.dtype not in _FLOATS or (dtype is not None and array.dtype != dtype):
             raise TypeError(f"{name} has dtype {array.dtype}; expected {dtype or 'float32 or float64'}, one for all")
         dtype = array.dtype
         expected = [found.get(x, int(x) if x.isdigit() else None) for x in letters]

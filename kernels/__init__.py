@@ -42,8 +42,8 @@ _found: dict[Key, int] = {}
 
 
 def addresses(keys: Iterable[Key], processes: int = 1) -> dict[Key, int]:
-    """Where these kernels are.  What is not on disk is compiled, with two processes a product beside all else: it takes as
-    long.
+    """Where these kernels are.  What is not on disk is compiled; if there may be several processes, the product in one of its
+    own, as it takes as long as all else.
     """
     wanted = dict.fromkeys(keys)
     if new := [key for key in wanted if key not in _found]:

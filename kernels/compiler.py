@@ -36,6 +36,8 @@ def _fingerprint() -> str:
     return digest.hexdigest()[:32]
 
 
+LONGEST = 60  # seconds that the other process may take
+
 _announced = False
 
 
@@ -124,12 +126,17 @@ addresses({keys!r})
     with whole():  # Ctrl-C leaves no process behind
         if disk.cache_folder() is not None and Path(sys.executable or "").name.lower().startswith("python"):
             with suppress(OSError):
+                flags: list[str] = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # as -I
                 helper = subprocess.Popen(
-                    [sys.executable, "-c", code], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                    [sys.executable, *flags, "-c", code], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL, creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
                 )  # fmt: skip
         try:
             yield
         finally:
             if helper is not None:
-                helper.wait()
+                try:
+                    helper.wait(LONGEST)
+                except subprocess.TimeoutExpired:  # then this process does it
+                    helper.kill()
+                    helper.wait()

@@ -153,7 +153,8 @@ def _pack_transposed(V: Lanes) -> Any:
 def part_of(job: int, item: int) -> tuple[int, int, int, int]:
     """First row, rows, first column and columns of an item's part of C.
 
-    The items come in such an order that half of them are half of the units of a layer, in all three products.
+    The items come in such an order that half of them are half of the units of a layer, in all three products (where they are
+    not rows of a batch).
     """
     p = record(PRODUCT, job)
     parts = (p.M + p.item_rows - 1) // p.item_rows

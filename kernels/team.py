@@ -6,8 +6,8 @@ starts the next stage:
 
     for step in first .. last:  for stage in program:  for entry, item in stage:  kernel(job, scratch, step, item)
 
-Entries that need nothing but the same item of the entry before, as the layers of a small network do whose items are rows of
-the batch, go along with it: the thread that did the one does the others, and nobody waits.
+Entries that need nothing but the same item of entries before, as the layers of a small network do whose items are rows of the
+batch, go along: the thread that did the item of the first one does it of the others, and nobody waits.
 
 So whole steps, or a whole epoch, are one call without Python in between, and nobody is waited for but a thread that holds an
 item: where another process has taken a CPU away, the others do its share.  The ticket that threads add to holds the number of

@@ -187,16 +187,19 @@ class Popen(subprocess.Popen):
         super().__init__(command, **options)
 subprocess.Popen = Popen
 sys.executable = {{executable}}
+from bpgpu.kernels import compiler
+compiler.LONGEST = 10
 {TRAIN}
 print(started)
 """
-    failing = tmp_path / "python"
-    failing.write_text("#!/bin/sh\nexit 1\n")
-    failing.chmod(0o700)
+    failing, hanging = tmp_path / "python-1", tmp_path / "python-2"
+    for file, does in ((failing, "exit 1"), (hanging, "exec sleep 1000")):
+        file.write_text(f"#!/bin/sh\n{does}\n")
+        file.chmod(0o700)
     cases = {  # sys.executable, threads, and what is started
         "two": ("sys.executable", "2", "[True]"), "one thread": ("sys.executable", "1", "[]"), "none": ("None", "2", "[]"),
         "another program": ("'/bin/false'", "2", "[]"), "no file": ("'/no/python'", "2", "[True]"),
-        "failing": (repr(str(failing)), "2", "[True]"),
+        "failing": (repr(str(failing)), "2", "[True]"), "hanging": (repr(str(hanging)), "2", "[True]"),
     }  # fmt: skip
     digests = set()
     for name, (executable, threads, expected) in cases.items():

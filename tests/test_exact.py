@@ -639,6 +639,12 @@ for dtype in dtypes:
     assert np.isfinite(net.theta).all()
     for array in (net.theta, np.array(history.loss + history.validation_loss)):
         digests.append(hashlib.sha256(array.tobytes()).hexdigest())
+    net = bpgpu.MLP([37, 256, 245, 10], activation=["tanh", "gelu"], dtype=dtype, seed=2, backend=CPUBackend(threads=1))
+    optimizer = bpgpu.SGD(0.1, momentum=0.9)
+    for n in (1, 2, 3, 5, 6, 9):  # few rows of layers nearly as wide as a block may be
+        net.train_step(X[:n], y[:n], optimizer)
+        for array in (net.theta, net.outputs(X[:n])):
+            digests.append(hashlib.sha256(array.tobytes()).hexdigest())
 """
 
 MACHINES = {
