@@ -196,7 +196,7 @@ def test_training(exact_cuda: CUDABackend, precision: str, rule: str, monkeypatc
     y = (X[:, 0] > 0).astype(int) + (X[:, 1] > 0)
     resident, fill = [], epochs.Epochs._fill
     monkeypatch.setattr(epochs.Epochs, "_fill", lambda self, k: (resident.append(self.resident), fill(self, k)))
-    ends, adam, small = [], rule != "momentum", 2_200_000 if precision == "fp32-tc" else 700_000
+    ends, adam, small = [], rule != "momentum", 2_200_000 if precision == "fp32-tc" else 740_000
     devices = [exact_cuda] if not isinstance(exact_cuda.device, GPU) else [CUDABackend(GPU(limit=m)) for m in (1 << 30, small)]
     for backend in devices:
         net = bpgpu.MLP([64, 20, 4], backend=backend, precision=precision, seed=1, dropout=0.1 * adam)
