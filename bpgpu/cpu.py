@@ -21,6 +21,7 @@ Array = np.ndarray[Any, Any]
 
 _SMALL = 1 << 19  # multiplications of a product up to which it goes by rows, rather than that threads wait for each other
 _AHEAD = 4  # blocks below each other from which on B is packed ahead of a product
+_INPUTS = {"A", "X", "source"}  # where records have the address of what an operation reads, if that may be a batch
 _READS = {  # what the finish of a product touches: the bytes between rows, and up to three matrices, as its job names them
     "dense_forward": ("A_row", "A", "Z"),
     "hidden_delta": ("saved_row", "saved", "dZ"),
@@ -75,6 +76,7 @@ class CPUProgram(Program):
         self._alive: list[Any] = []  # jobs and arrays that the kernels reach by address
         self._finishes: list[tuple[Array, Key]] = []  # products, and the kernels that finish them
         self._program: Array | None = None
+        self._readers: dict[int, list[tuple[Array, str, int]]] = {}  # of an array: jobs, in which field, how far from its start
 
     def add(self, kernel: Key, job: Array, items: int, alive: tuple[Any, ...] = (), *, rows: int = 0) -> None:
         """rows: of a batch in an item, where a row of the result needs no other row of the batch."""
@@ -135,6 +137,20 @@ class CPUProgram(Program):
             yield
         finally:
             self.by_rows = False
+
+    def redirect(self, place: Array, array: Array) -> None:
+        """Let the kernels read `array` where they were recorded to read `place`."""
+        start = address_of(place)
+        if start not in self._readers:
+            self._readers[start] = [
+                (job, field, int(job[field]) - start)
+                for job, _ in self._alive
+                for field in _INPUTS.intersection(job.dtype.names)
+                if start <= job[field] < start + place.nbytes
+            ]
+        address = address_of(array)
+        for job, field, offset in self._readers[start]:
+            job[field] = address + offset
 
     def ready(self) -> None:
         if self._program is None:
@@ -203,6 +219,14 @@ class CPUBackend(KernelBackend):
 
     def to_numpy(self, array: Array) -> Array:
         return array
+
+    def give(self, program: Program, place: Array, array: Any, *, changing: Array | None = None) -> None:
+        assert isinstance(program, CPUProgram)
+        flags, overlaps = array.flags, changing is not None and np.may_share_memory(array, changing)
+        if overlaps or not (flags.c_contiguous and flags.aligned and array.dtype == place.dtype):
+            self.write(place, array)
+            array = place
+        program.redirect(place, array)
 
     def address(self, array: Array) -> int:
         if not isinstance(array, np.ndarray):

@@ -37,7 +37,7 @@ class Inference:
                     del self._recorded[next(iter(self._recorded))]
                 self._recorded[len(X)] = self._record(net, len(X))
             inputs, Z, A, program = self._recorded[len(X)]
-            net.backend.write(inputs, X)
+            net.backend.give(program, inputs, X)
             program.run()
             yield Z, A
 

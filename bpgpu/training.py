@@ -219,7 +219,7 @@ class Trainer:
                 step.record(self.losses, self.norms, self)
             self._steps[key] = step, program
         step, program = self._steps[key]
-        b.write(step.X, X)
+        b.give(program, step.X, X, changing=self.net.theta)
         b.write(step.y, y)
         b.write(step.scale, scale)
         self.aim(self.steps_taken)

@@ -427,6 +427,56 @@ def test_two_halves_are_the_whole(epochs: tuple[int, int]) -> None:
     assert digest(whole.theta) == digest(halves.theta) and history.loss == parts[0].loss + parts[1].loss
 
 
+def placed(X: Array, where: str) -> Array:
+    """The same numbers, somewhere else in memory."""
+    if where == "odd address":
+        raw = np.zeros(X.nbytes + 1, np.uint8)
+        found = raw[1:].view(X.dtype).reshape(X.shape)
+    elif where == "one number further":
+        found = np.zeros(X.size + 1, X.dtype)[1:].reshape(X.shape)
+    elif where == "columns":
+        found = np.zeros((len(X), 11), X.dtype)[:, 3:9]
+    elif where == "backwards":
+        found = np.zeros(X.shape, X.dtype)[::-1]
+    elif where == "Fortran":
+        found = np.zeros(X.shape, X.dtype, order="F")
+    else:
+        found = np.zeros(X.shape, X.dtype.newbyteorder())
+    found[...] = X
+    found.flags.writeable = False
+    return found
+
+
+@pytest.mark.parametrize("options", [{}, {"dropout": [0.3, 0, 0]}], ids=["plain", "dropout"])
+@pytest.mark.parametrize("where", ["odd address", "one number further", "columns", "backwards", "Fortran", "other bytes"])
+def test_wherever_a_batch_lies(where: str, options: dict[str, Any]) -> None:
+    """A step and a prediction read the caller's batch where it is, if they can: not one bit may depend on that."""
+    X, y = blobs(12)
+    one, other = small(**options), small(**options)
+    one.train_step(X, y, SGD(0.1))
+    other.train_step(X, y, SGD(0.1))
+    for clip in (None, 0.5):
+        sgd, twin = SGD(0.1, momentum=0.9), SGD(0.1, momentum=0.9)
+        for s in range(3):
+            batch = placed(X + s, where)
+            other.theta[:] = one.theta
+            copied = np.array(batch, "f4")
+            assert digest(one.outputs(batch)) == digest(other.outputs(copied))
+            losses = [n.train_step(b, y, o, clip_per_example=clip) for n, b, o in ((one, batch, sgd), (other, copied, twin))]
+            assert losses[0] == losses[1] and digest(one.theta) == digest(other.theta)
+            del batch, copied  # a later step must not look for them
+
+
+def test_a_batch_that_is_the_weights() -> None:
+    """The step moves them while it reads the batch."""
+    one, other = MLP([64, 300, 3], seed=1), MLP([64, 300, 3], seed=1)
+    y = np.arange(256) % 3
+    for _ in range(3):
+        own = one.theta[: 256 * 64].reshape(256, 64)
+        assert other.train_step(own.copy(), y, SGD(0.1)) == one.train_step(own, y, SGD(0.1))
+        assert digest(one.theta) == digest(other.theta)
+
+
 def test_optimizers_keep_their_velocities_apart() -> None:
     X, y = blobs()
     first, second = SGD(0.1, momentum=0.9), SGD(0.1, momentum=0.9)
