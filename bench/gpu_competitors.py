@@ -27,13 +27,20 @@ def many(network: Network) -> int:
     return max(1, min(32, 10**12 // network.flops))
 
 
-def bpgpu_run(network: Network, precision: str, device: str, fp32: str = "exact") -> Run:
+def bpgpu_run(network: Network, precision: str, device: str, fp32: str = "exact", grid: bool = False) -> Run:
     """The recorded step as net.fit replays it, each batch gathered on the device; fp32: how that precision is come by."""
     import bpgpu
+    from bpgpu.cuda import CUDABackend
     from bpgpu.epochs import Epochs
+    from bpgpu.grid import GridBackend
 
+    backend = bpgpu.get_backend(device)
+    if grid:
+        if not isinstance(backend, CUDABackend):
+            raise RuntimeError("only GPUs have grids")
+        backend = GridBackend(backend.device)
     net = bpgpu.MLP(
-        network.layers, activation=network.activation, backend=device, precision=fp32 if precision == "fp32" else precision
+        network.layers, activation=network.activation, backend=backend, precision=fp32 if precision == "fp32" else precision
     )
     for l, W in enumerate(network.weights()):
         net.weights[l] = W
@@ -117,6 +124,7 @@ def floor_run(network: Network, precision: str, device: str) -> Run:
 COMPETITORS: dict[str, tuple[str, Callable[[Network, str, str], Run]]] = {
     "floor": ("torch", floor_run),
     "bpgpu": ("bpgpu", bpgpu_run),
+    "bpgpu.grid": ("bpgpu", lambda *job: bpgpu_run(*job, grid=True)),
     "bpgpu.tc": ("bpgpu", lambda *job: bpgpu_run(*job, fp32="fp32-tc")),
     "torch": ("torch", torch_run),
     "torch.compile": ("torch", lambda *job: torch_run(*job, how="torch.compile")),
@@ -140,7 +148,7 @@ def compete(name: str, device: str, seconds: float) -> None:
         reason = f"{package} is not installed" if isinstance(error, PackageNotFoundError) else str(error)
         print(json.dumps({"failed": reason}))
         return
-    for precision in PRECISIONS[:1] if name == "bpgpu.tc" else PRECISIONS:
+    for precision in PRECISIONS[:1] if name.startswith("bpgpu.") else PRECISIONS:
         for network in [NETWORKS["small"]] if device == "cpu" else GPU_NETWORKS.values():
             result: dict[str, Any] = {"network": network.name, "precision": precision}
             try:

@@ -18,7 +18,7 @@ import numpy as np
 from .backend import Array, Buffer, Program
 from .checks import on_gpu, readable_bytes
 from .kernels import records
-from .kernels.cuda_source import COLUMNS, source
+from .kernels.cuda_source import COLUMNS, Kernel, source
 from .kernels.machine import CHUNK
 from .launching import KernelBackend, Record, new_record
 from .tiles import Tile, plan
@@ -34,7 +34,11 @@ MOST_BLOCKS = 4096  # of those that go in strides
 WIDE_ROW = 256  # columns, from which on as many threads share a row
 OPTIONS = ("--std=c++17", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true")  # exact means exact
 UNROLLED = 16  # steps that one graph launch holds; what is left over goes step by step
+ADVANCE = Kernel("advance", None, (), (("THREADS", 1),))
 LONGEST_ROW = 1 << 25  # bytes: inside a tile, kernels/product.cuh counts in 32 bits
+
+
+Dimensions = tuple[int, int, int]
 
 
 class Graph(Protocol):
@@ -75,8 +79,15 @@ class Device(Protocol):
     def products(self, precision: str) -> Products: ...
     def compile(self, source: str, names: Sequence[str]) -> Mapping[str, Any]: ...
     def launch(
-        self, function: Any, grid: tuple[int, int, int], block: tuple[int, int, int], arguments: Sequence[Record]
+        self,
+        function: Any,
+        grid: Dimensions,
+        block: Dimensions,
+        arguments: Sequence[Record],
+        *,
+        cooperative: bool = False,
     ) -> None: ...
+    def resident(self, function: Any, threads: int) -> int: ...
     def capture(self) -> AbstractContextManager[Graph]: ...
 
 
@@ -96,7 +107,7 @@ class CUDAProgram(Program):
     def _graph(self, steps: int) -> Graph:
         if steps not in self._graphs:
             device, step = self._backend.device, self._backend.step_record
-            advance = self._backend.function("advance", None, ())
+            advance = self._backend.function(ADVANCE)
             with device.capture() as graph:
                 for _ in range(steps):
                     for launch in self._launches:
@@ -144,7 +155,7 @@ class CUDABackend(KernelBackend):
         self.lock = threading.RLock()  # held where launches belong together that share what only one Python thread may use
         self.step, self._zero = (device.asarray(np.zeros(1, np.int64)) for _ in range(2))  # in a program, and outside of one
         self.step_record, self._outside = (new_record(records.STEP, step=device.address(a)) for a in (self.step, self._zero))
-        self._functions: dict[tuple[Any, ...], Any] = {}
+        self._functions: dict[Kernel, Any] = {}
         self._shared: tuple[Array, Array] = device.empty((0,), np.float64), device.empty((0,), np.int32)
         self._fast: dict[str, CUDABackend] = {}
 
@@ -208,13 +219,11 @@ class CUDABackend(KernelBackend):
     def address(self, array: Array) -> int:
         return self.device.address(array)
 
-    def function(self, name: str, dtype: str | None, options: tuple[str, ...], **sizes: int) -> Any:
+    def function(self, kernel: Kernel) -> Any:
         """The compiled kernel."""
-        key = (name, dtype, options, *sizes.items())
-        if key not in self._functions:
-            text, entry = source(name, dtype, options, **sizes)
-            self._functions[key] = self.device.compile(text, [entry])[entry]
-        return self._functions[key]
+        if kernel not in self._functions:
+            self._functions[kernel] = self.device.compile(source(kernel), [kernel.entry])[kernel.entry]
+        return self._functions[kernel]
 
     def plan(self, dtype: str, rows: int, cols: int, K: int) -> tuple[Tile, int]:
         """The tile of a product, and over how many blocks its sums are cut."""
@@ -223,10 +232,8 @@ class CUDABackend(KernelBackend):
     def _new_program(self) -> CUDAProgram:
         return CUDAProgram(self)
 
-    def _issue(
-        self, function: Any, grid: tuple[int, int, int], threads: int, arguments: tuple[Record, ...], alive: Any
-    ) -> None:
-        self._do(partial(self.device.launch, function, grid, (threads, 1, 1), arguments), alive)
+    def _issue(self, kernel: Kernel, grid: Dimensions, arguments: tuple[Record, ...], alive: Any) -> None:
+        self._do(partial(self.device.launch, self.function(kernel), grid, (kernel.threads, 1, 1), arguments), alive)
 
     def _do(self, launch: Callable[[], None], alive: Any) -> None:
         recorder = self.recorder
@@ -236,15 +243,18 @@ class CUDABackend(KernelBackend):
             launch()
 
     def _launch(self, name: str, dtype: str | None, options: tuple[str, ...], job: Record, items: int, *alive: Any) -> None:
-        threads = THREADS[name]
-        if name in ("activate", "output_delta") and int(job["columns"]) > WIDE_ROW:
-            threads = WIDE_ROW
+        threads = self._threads(name, job)
         of_block = {"column_sum": COLUMNS, "max_norm": threads}.get(name, threads if name in STRIDED else 1)
         blocks = -(-items // of_block)
         step = self._outside if self.recorder is None else self.step_record
         arguments = (job, step) if name in ("gather", "dropout", "clip", "total") else (job,)
         blocks = min(blocks, MOST_BLOCKS) if name in STRIDED else blocks
-        self._issue(self.function(name, dtype, options, THREADS=threads), (blocks, 1, 1), threads, arguments, alive)
+        self._issue(Kernel(name, dtype, options, (("THREADS", threads),)), (blocks, 1, 1), arguments, alive)
+
+    def _threads(self, name: str, job: Record) -> int:
+        """Of a block."""
+        wide = name in ("activate", "output_delta") and int(job["columns"]) > WIDE_ROW
+        return WIDE_ROW if wide else THREADS[name]
 
     def _launch_product(self, name: str, dtype: str, option: str, product: Record, job: Record, *alive: Any) -> None:
         self._issue_product(name, dtype, option, product, (job,), 0, alive)
@@ -264,29 +274,31 @@ class CUDABackend(KernelBackend):
         tile, split = self.plan(dtype, rows, cols, K)
         tiles = -(-rows // tile.BM) * -(-cols // tile.BN)
         chunks = -(-K // CHUNK)
-        function = self.function(name, dtype, (option,), **tile.macros, ALIGNED=_aligned(name, dtype, product))
+        kernel = Kernel(name, dtype, (option,), (*tile.macros.items(), ("ALIGNED", _aligned(name, dtype, product))))
         with self.lock:
-            if split > 1 and not self._workspace(tiles * chunks * tile.BM * tile.BN * np.dtype(dtype).itemsize // 8, tiles):
+            room = None
+            if split > 1:
+                room = self._workspace(tiles * chunks * tile.BM * tile.BN * np.dtype(dtype).itemsize // 8, tiles)
+            if room is None:
                 split = 1
             cut = new_record(records.SPLIT, steps=-(-chunks // split) * CHUNK)
-            if split > 1:
-                cut["partials"], cut["arrived"] = map(self.address, self._shared)
-            arguments = (product, cut, *jobs)
-            self._issue(function, (more_blocks + tiles, split, 1), tile.threads, arguments, (alive, self._shared))
+            if room is not None:
+                cut["partials"], cut["arrived"] = map(self.address, room)
+            self._issue(kernel, (more_blocks + tiles, split, 1), (product, cut, *jobs), (alive, room))
 
-    def _workspace(self, partials: int, tiles: int) -> bool:
-        """At least this much in what all products share: sums of chunks, and zeros that count the blocks of a tile.
+    def _workspace(self, partials: int, tiles: int) -> tuple[Array, Array] | None:
+        """At least this much of what all products share: sums of chunks, and zeros that count the blocks of a tile.
 
-        False: that would take a good part of the memory that is free, which others may count on.
+        None: that would take a good part of the memory that is free, which others may count on.
         """
         if len(self._shared[0]) < partials or len(self._shared[1]) < tiles:
             if 8 * partials + 4 * tiles > self.free_bytes() / 32:
-                return False
-            self._shared = (
-                self.empty((max(partials, len(self._shared[0])),), np.float64),
-                self.asarray(np.zeros(max(tiles, len(self._shared[1])), np.int32)),
-            )
-        return True
+                return None
+            self._shared = self._new_workspace(max(partials, len(self._shared[0])), max(tiles, len(self._shared[1])))
+        return self._shared
+
+    def _new_workspace(self, partials: int, tiles: int) -> tuple[Array, Array]:
+        return self.empty((partials,), np.float64), self.asarray(np.zeros(tiles, np.int32))
 
 
 def _aligned(name: str, dtype: str, product: Record) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .backend import Array, BackendUnavailable
-from .cuda import OPTIONS, CUDABackend, Event, Graph, Products
+from .cuda import OPTIONS, CUDABackend, Dimensions, Event, Graph, Products
 from .kernels.disk import kept
 from .launching import Record
 
@@ -153,10 +153,21 @@ class CuPyDevice:
             return functions
 
     def launch(
-        self, function: Any, grid: tuple[int, int, int], block: tuple[int, int, int], arguments: Sequence[Record]
+        self,
+        function: Any,
+        grid: Dimensions,
+        block: Dimensions,
+        arguments: Sequence[Record],
+        *,
+        cooperative: bool = False,
     ) -> None:
         with self.here():
-            function(grid, block, tuple(arguments))
+            function(grid, block, tuple(arguments), enable_cooperative_groups=cooperative)
+
+    def resident(self, function: Any, threads: int) -> int:
+        """How many blocks of so many threads a multiprocessor runs at once."""
+        with self._device:
+            return int(self._cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(function.ptr, threads, 0))
 
     @contextmanager
     def capture(self) -> Iterator[Graph]:

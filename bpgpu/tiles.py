@@ -41,12 +41,16 @@ TILES = {
     "float32": (Tile(128, 128, 8, 8), Tile(64, 64, 8, 4), Tile(32, 32, 4, 2)),
     "float64": (Tile(64, 64, 8, 4), Tile(32, 32, 4, 2)),
 }
+TILES_OF_GRID = {  # for grid.py: of 256 threads, and of few registers, as several are in one kernel
+    "float32": (Tile(64, 64, 4, 4), Tile(32, 32, 2, 2)),
+    "float64": (Tile(32, 32, 2, 2),),
+}
 FINISH = 2000  # cycles to find out which block is the last: an estimate
 BYTES = 32  # that a multiprocessor writes or reads a cycle, of the sums of chunks: an estimate
 
 
 @cache
-def plan(dtype: str, rows: int, cols: int, K: int, multiprocessors: int) -> tuple[Tile, int]:
+def plan(dtype: str, rows: int, cols: int, K: int, multiprocessors: int, *, of_grid: bool = False) -> tuple[Tile, int]:
     """The tile, and how many blocks share one, that take the least time for rows x cols sums of K products."""
     chunks, itemsize = -(-K // CHUNK), int(dtype[-2:]) // 8
 
@@ -61,4 +65,5 @@ def plan(dtype: str, rows: int, cols: int, K: int, multiprocessors: int) -> tupl
         return time
 
     splits = sorted({-(-chunks // -(-chunks // split)) for split in range(1, min(chunks, 64) + 1)})  # no block without a chunk
-    return min(((tile, split) for tile in TILES[dtype] for split in splits), key=cycles)
+    choices = TILES_OF_GRID[dtype] if of_grid else TILES[dtype]
+    return min(((tile, split) for tile in choices for split in splits), key=cycles)

@@ -3,8 +3,8 @@
 // The record is that of activate: Z is what was saved, A is dZ.
 #include "activations.cuh"
 
-extern "C" __global__ void __launch_bounds__(THREADS) KERNEL(ACTIVATE p) {
-    const real* saved = (const real*)(p.Z + blockIdx.x * p.Z_row);
-    real* dZ = (real*)(p.A + blockIdx.x * p.A_row);
+FUNCTION void run(const ACTIVATE& p, const Block& block) {
+    const real* saved = (const real*)(p.Z + block.x * p.Z_row);
+    real* dZ = (real*)(p.A + block.x * p.A_row);
     for (int64 i = threadIdx.x; i < p.columns; i += THREADS) dZ[i] *= OPTION::gain(saved[i]);
 }

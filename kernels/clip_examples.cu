@@ -1,8 +1,8 @@
 // delta_n = delta_n min(1, limit scale_n / sqrt(norms_n)): a block of THREADS an example.
 #include "functions.cuh"
 
-extern "C" __global__ void __launch_bounds__(THREADS) KERNEL(CLIP_EXAMPLES p) {
-    const int64 n = blockIdx.x;
+FUNCTION void run(const CLIP_EXAMPLES& p, const Block& block) {
+    const int64 n = block.x;
     const real norm = root(((const real*)p.norms)[n]);
     const real limit = *(const real*)p.limit * *(const real*)(p.scale + n * p.scale_step);
     const real factor = select(norm > limit, limit / norm, 1);

@@ -1,4 +1,8 @@
 // db = sum_n dZ alone, where dW is computed elsewhere.
 #include "column_sum.cuh"
 
-extern "C" __global__ void __launch_bounds__(THREADS) KERNEL(COLUMN_SUM p) { column_sum<OPTION>(p, (int64)blockIdx.x * COLUMNS); }
+typedef Sums Shared;
+
+FUNCTION void run(const COLUMN_SUM& p, const Block& block) {
+    column_sum<OPTION>(p, block.x * COLUMNS, *(Shared*)block.shared);
+}

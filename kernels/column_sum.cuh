@@ -7,9 +7,13 @@
 
 constexpr int WARPS = THREADS / 32;
 
+struct Sums {
+    real chunks[WARPS][COLUMNS];
+};
+
 template <class Rule>
-FUNCTION void column_sum(const COLUMN_SUM& p, int64 first) {
-    __shared__ real chunks[WARPS][COLUMNS];
+FUNCTION void column_sum(const COLUMN_SUM& p, int64 first, Sums& shared) {
+    auto& chunks = shared.chunks;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int64 o = first + lane, offset = o * sizeof(real);
     const bool mine = o < p.columns;

@@ -7,8 +7,9 @@ each constant and of each record.  Importing this file needs NumPy alone.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,10 +21,21 @@ FOLDER = Path(__file__).parent
 COLUMNS = 32  # that a block of column_sum.cuh sums, a lane a column
 _NUMBERS = "INV_LN2 INV_SQRT_2PI SQRT_2 SCALED_TANH TANH_SCALE LEAK SELU_SCALE SELU_ALPHA".split()
 _OF_DTYPE = "ln2_high ln2_low exp_lowest exp_highest expm1_lowest tanh_highest smallest_normal tail_center".split()
-_RECORDS = (
-    "UPDATE PRODUCT SPLIT FORWARD HIDDEN COLUMN_SUM FLAT_UPDATE OUTPUT ACTIVATE GATHER DROPOUT "
-    "SQUARES CLIP MAX_NORM EXAMPLE_NORMS CLIP_EXAMPLES TOTAL PARTS STEP"
-).split()
+RECORDS = {  # the arguments of each kernel
+    "dense_forward": ("PRODUCT", "SPLIT", "FORWARD"), "hidden_delta": ("PRODUCT", "SPLIT", "HIDDEN"),
+    "dense_gradient": ("PRODUCT", "SPLIT", "UPDATE", "COLUMN_SUM"), "column_sum": ("COLUMN_SUM",), "update": ("FLAT_UPDATE",),
+    "output_delta": ("OUTPUT",), "activate": ("ACTIVATE",), "amplify": ("ACTIVATE",), "gather": ("GATHER", "STEP"),
+    "dropout": ("DROPOUT", "STEP"), "squares": ("SQUARES",), "clip": ("CLIP", "STEP"), "max_norm": ("MAX_NORM",),
+    "example_norms": ("EXAMPLE_NORMS",), "clip_examples": ("CLIP_EXAMPLES",), "total": ("TOTAL", "STEP"), "parts": ("PARTS",),
+    "advance": ("STEP",),
+}  # fmt: skip
+_COMMON = "activations.cuh", "losses.cuh", "update.cuh"  # which no macro of a kernel changes, and what they include
+_BLOCK = """
+struct Block {  // of threads, one of width x height that do an operation
+    int x, y, width, height, thread;
+    void* shared;  // a kernel's own struct Shared
+};
+struct Shared {};  // of the kernels that need none"""
 
 _FLOAT32 = """
 typedef float real;
@@ -53,17 +65,76 @@ FUNCTION real not_a_number() { return __longlong_as_double(0x7ff8000000000000LL)
 """
 
 
-def source(name: str, dtype: str | None, options: tuple[str, ...], **sizes: int) -> tuple[str, str]:
-    """(text, name of the entry point) of the kernel in NAME.cu; sizes become macros such as THREADS."""
-    entry = "_".join((name, dtype or "bytes", *options, *map(str, sizes.values())))
-    macros: dict[str, Any] = {"KERNEL": entry, "CHUNK": CHUNK, "COLUMNS": COLUMNS, **sizes, **_option_macros(name, options)}
+class Kernel(NamedTuple):
+    """What is compiled: NAME.cu for a dtype (None: bytes) with its options; sizes are macros, THREADS of a block among them."""
+
+    name: str
+    dtype: str | None
+    options: tuple[str, ...]
+    sizes: tuple[tuple[str, int], ...]
+
+    @property
+    def entry(self) -> str:
+        return "_".join((self.name, self.dtype or "bytes", *self.options, *(str(size) for _, size in self.sizes)))
+
+    @property
+    def threads(self) -> int:
+        return dict(self.sizes)["THREADS"]
+
+
+def source(kernel: Kernel) -> str:
+    """The text of one kernel, launched on its own as kernel.entry with its records as arguments."""
+    parameters = ", ".join(f"{record} p{i}" for i, record in enumerate(RECORDS[kernel.name]))
+    arguments = ", ".join(f"p{i}" for i in range(len(RECORDS[kernel.name])))
+    return f"""{_prelude(kernel.dtype)}{_namespace(0, kernel, set())}
+extern "C" __global__ void __launch_bounds__({kernel.threads}, 1) {kernel.entry}({parameters}) {{
+    __shared__ alignas(16) k0::Its shared;
+    k0::run({arguments}, Block{{(int)blockIdx.x, (int)blockIdx.y, (int)gridDim.x, (int)gridDim.y, (int)threadIdx.x, &shared}});
+}}
+"""
+
+
+def team_source(kernels: Sequence[Kernel]) -> str:
+    """The text of team.cu, entry point "team", which runs these kernels, all for one dtype, by their numbers."""
+    dtype = next(kernel.dtype for kernel in kernels if kernel.dtype)
+    common: set[str] = set()
+    lines = [_prelude(dtype), *(_with_includes(file, common) for file in _COMMON)]
+    lines += [_namespace(number, kernel, set(common)) for number, kernel in enumerate(kernels)]
+    lines += ["union Shared_by_all {", *(f"    k{number}::Its its{number};" for number in range(len(kernels))), "};"]
+    lines.append("FUNCTION void run(int64 kernel, const char* records, const STEP& step, const Block& block) {")
+    lines.append("    switch (kernel) {")
+    for number, kernel in enumerate(kernels):
+        lines.append(f"        case {number}: k{number}::run({', '.join(_from_table(kernel))}, block); break;")
+    lines += ["    }", "}", f"#define THREADS {kernels[0].threads}"]
+    return "\n".join(lines) + "\n" + _with_includes("team.cu", common)
+
+
+def _from_table(kernel: Kernel) -> Iterator[str]:
+    """The arguments of a kernel whose records lie one behind the other."""
+    place = 0
+    for name in RECORDS[kernel.name]:
+        if name == "STEP":
+            yield "step"
+        else:
+            yield f"*(const {name}*)(records + {place})"
+            place += getattr(records, name).itemsize
+
+
+def _prelude(dtype: str | None) -> str:
+    """What all kernels for a dtype have in common."""
+    structs = dict.fromkeys(("UPDATE", *(record for its in RECORDS.values() for record in its), "WORK", "TEAM_OF_BLOCKS"))
     lines = ["#define FUNCTION __device__ __forceinline__", "typedef long long int64;"]
     lines += [f"enum {{ {', '.join(HYPER).upper()} }};  // where in `hyper` each number of an update is"]
-    lines += [f"#define {key} {value}" for key, value in macros.items()]
-    lines += [_struct(record) for record in _RECORDS]
-    if dtype is not None:
-        lines += [_dtype_text(dtype)]
-    return "\n".join(lines) + "\n" + _with_includes(f"{name}.cu", set()), entry
+    lines += [f"#define CHUNK {CHUNK}", f"#define COLUMNS {COLUMNS}", *map(_struct, structs), _BLOCK]
+    return "\n".join(lines) + "\n" + ("" if dtype is None else _dtype_text(dtype)) + "\n"
+
+
+def _namespace(number: int, kernel: Kernel, seen: set[str]) -> str:
+    """The file of a kernel under its macros: k3::run, and Its, the memory that a block of it shares."""
+    macros = dict(kernel.sizes) | _option_macros(kernel.name, kernel.options)
+    lines = [f"namespace k{number} {{", *(f"#define {name} {value}" for name, value in macros.items())]
+    lines += [_with_includes(f"{kernel.name}.cu", seen), "typedef Shared Its;"]
+    return "\n".join([*lines, *(f"#undef {name}" for name in macros), "}"]) + "\n"
 
 
 def _option_macros(name: str, options: tuple[str, ...]) -> dict[str, Any]:

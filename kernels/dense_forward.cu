@@ -4,8 +4,9 @@
 
 struct Finish {
     typedef Results Before;  // the bias
-    FORWARD q;
+    const FORWARD& q;
 
+    FUNCTION Finish(const FORWARD& record) : q(record) {}
     FUNCTION Before before(int64, int64 o, int count) const { return read<GN>((const char*)q.bias + o * sizeof(real), count); }
     FUNCTION void after(int64 n, int64 o, const Before& bias, const Results& sum, int count) const {
         Results z, a;
@@ -19,7 +20,9 @@ struct Finish {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(PRODUCT p, SPLIT s, FORWARD q) {
+typedef Ring Shared;
+
+FUNCTION void run(const PRODUCT& p, const SPLIT& s, const FORWARD& q, const Block& block) {
     Operand X = {(const char*)p.A, p.A_row, p.A_k}, W = {(const char*)p.B, sizeof(real), p.B_row};
-    product<true, false>(X, W, p.M, p.N, p.K, s, blockIdx.x, Finish{q});
+    product<Finish, true, false>(X, W, p, s, block, block.x, q);
 }

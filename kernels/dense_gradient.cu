@@ -9,6 +9,7 @@ struct Finish {
     OPTION rule;
     int64 row;
 
+    FUNCTION Finish(const UPDATE& record) : rule(record), row(record.row) {}
     FUNCTION int64 offset(int64 i, int64 o) const { return i * row + o * (int64)sizeof(real); }
     FUNCTION Before before(int64 i, int64 o, int count) const { return rule.before<GN>(offset(i, o), count); }
     FUNCTION void after(int64 i, int64 o, const Before& old, const Results& g, int count) const {
@@ -16,12 +17,17 @@ struct Finish {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(PRODUCT p, SPLIT s, UPDATE q, COLUMN_SUM b) {
-    const int64 sums = (b.columns + COLUMNS - 1) / COLUMNS;
-    if (blockIdx.x < sums) {
-        if (blockIdx.y == 0) column_sum<OPTION>(b, (int64)blockIdx.x * COLUMNS);
+union Shared {
+    Ring ring;
+    Sums sums;
+};
+
+FUNCTION void run(const PRODUCT& p, const SPLIT& s, const UPDATE& q, const COLUMN_SUM& b, const Block& block) {
+    const int sums = (int)((b.columns + COLUMNS - 1) / COLUMNS);
+    if (block.x < sums) {
+        if (block.y == 0) column_sum<OPTION>(b, block.x * COLUMNS, ((Shared*)block.shared)->sums);
         return;
     }
     Operand X = {(const char*)p.A, p.A_row, p.A_k}, dZ = {(const char*)p.B, sizeof(real), p.B_row};
-    product<false, false>(X, dZ, p.M, p.N, p.K, s, blockIdx.x - sums, Finish{OPTION(q), q.row});
+    product<Finish, false, false>(X, dZ, p, s, block, block.x - sums, q);
 }

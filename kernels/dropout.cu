@@ -19,17 +19,17 @@ FUNCTION Words philox(uint64 counter, uint64 key0, uint64 key1) {
     return {{a, b, c, d}};
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) KERNEL(DROPOUT p, STEP s) {
+FUNCTION void run(const DROPOUT& p, const STEP& s, const Block& block) {
     const int64* key = (const int64*)p.key;
     const uint64 stream = (uint64)(p.stream + key[1] + *(const int64*)s.step);
     const real scale = (real)__longlong_as_double(p.scale);
     const real* source = (const real*)p.source;
     real* target = (real*)p.target;
-    for (int64 block = (int64)blockIdx.x * THREADS + threadIdx.x; block * 8 < p.length; block += (int64)gridDim.x * THREADS) {
-        const Words words = philox((uint64)(p.block + block) + 1, (uint64)key[0], stream);
+    for (int64 group = block.x * THREADS + threadIdx.x; group * 8 < p.length; group += block.width * THREADS) {
+        const Words words = philox((uint64)(p.block + group) + 1, (uint64)key[0], stream);
 #pragma unroll
         for (int i = 0; i < 8; i++) {
-            const int64 half = (int64)(words.word[i / 2] >> 32 * (i % 2) & 0xFFFFFFFFULL), e = block * 8 + i;
+            const int64 half = (int64)(words.word[i / 2] >> 32 * (i % 2) & 0xFFFFFFFFULL), e = group * 8 + i;
             if (e < p.length) target[e] = select(half >= p.threshold, source[e] * scale, 0);
         }
     }

@@ -5,8 +5,8 @@ FUNCTION void copy(int64 source, int64 target, int64 bytes) {
     for (int64 i = threadIdx.x; i < bytes / (int64)sizeof(Word); i += THREADS) ((Word*)target)[i] = ((const Word*)source)[i];
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) KERNEL(GATHER p, STEP s) {
-    const int64 n = blockIdx.x, from = ((const int64*)p.order)[*(const int64*)s.step * p.rows + n];
+FUNCTION void run(const GATHER& p, const STEP& s, const Block& block) {
+    const int64 n = block.x, from = ((const int64*)p.order)[*(const int64*)s.step * p.rows + n];
     const int64 source = p.source + from * p.row_bytes, target = p.target + n * p.row_bytes;
     if ((p.source | p.target | p.row_bytes) % 16 == 0)
         copy<int4>(source, target, p.row_bytes);

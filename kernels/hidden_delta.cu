@@ -4,8 +4,9 @@
 
 struct Finish {
     typedef Results Before;  // saved
-    HIDDEN q;
+    const HIDDEN& q;
 
+    FUNCTION Finish(const HIDDEN& record) : q(record) {}
     FUNCTION Before before(int64 n, int64 i, int count) const {
         return read<GN>((const char*)q.saved + n * q.saved_row + i * sizeof(real), count);
     }
@@ -17,7 +18,9 @@ struct Finish {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(PRODUCT p, SPLIT s, HIDDEN q) {
+typedef Ring Shared;
+
+FUNCTION void run(const PRODUCT& p, const SPLIT& s, const HIDDEN& q, const Block& block) {
     Operand dZ = {(const char*)p.A, p.A_row, p.A_k}, W = {(const char*)p.B, p.B_row, sizeof(real)};
-    product<true, true>(dZ, W, p.M, p.N, p.K, s, blockIdx.x, Finish{q});
+    product<Finish, true, true>(dZ, W, p, s, block, block.x, q);
 }

@@ -1,8 +1,8 @@
 // Columns of W no longer than a limit: clip.py in CUDA C++, one thread a column.
 #include "functions.cuh"
 
-extern "C" __global__ void __launch_bounds__(THREADS) KERNEL(MAX_NORM p) {
-    const int64 o = (int64)blockIdx.x * THREADS + threadIdx.x;
+FUNCTION void run(const MAX_NORM& p, const Block& block) {
+    const int64 o = block.x * THREADS + threadIdx.x;
     if (o >= p.columns) return;
     char* column = (char*)p.W + o * sizeof(real);
     real total = 0;

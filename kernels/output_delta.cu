@@ -4,8 +4,8 @@
 #include "rows.cuh"
 
 #if LABELS
-FUNCTION real row(const real* Z, int64 columns, const char* y, real scale, real* dZ) {
-    Exponentials e = exponentials(Z, columns, dZ);
+FUNCTION real row(const real* Z, int64 columns, const char* y, real scale, real* dZ, Shared& shared) {
+    Exponentials e = exponentials(Z, columns, dZ, shared);
     const int64 label = *(const int64*)y;
     for (int64 o = threadIdx.x; o < columns; o += THREADS) {
         real a = dZ[o] / e.sum;
@@ -14,22 +14,22 @@ FUNCTION real row(const real* Z, int64 columns, const char* y, real scale, real*
     return log_(e.sum) - (Z[label] - e.m);
 }
 #elif SOFTMAX
-FUNCTION real row(const real* Z, int64 columns, const char* y, real scale, real* dZ) {
+FUNCTION real row(const real* Z, int64 columns, const char* y, real scale, real* dZ, Shared& shared) {
     const real* target = (const real*)y;
-    Exponentials e = exponentials(Z, columns, dZ);
+    Exponentials e = exponentials(Z, columns, dZ, shared);
     const real log_sum = log_(e.sum);
     for (int64 o = threadIdx.x; o < columns; o += THREADS) dZ[o] = target[o] * (log_sum - (Z[o] - e.m));
     __syncthreads();
-    real loss = ordered_sum(dZ, columns);
+    real loss = ordered_sum(dZ, columns, shared);
     for (int64 o = threadIdx.x; o < columns; o += THREADS) dZ[o] = (exp_(Z[o] - e.m) / e.sum - target[o]) * scale;
     return loss;
 }
 #else
-FUNCTION real row(const real* Z, int64 columns, const char* y, real scale, real* dZ) {
+FUNCTION real row(const real* Z, int64 columns, const char* y, real scale, real* dZ, Shared& shared) {
     const real* target = (const real*)y;
     for (int64 o = threadIdx.x; o < columns; o += THREADS) dZ[o] = LOSS::loss(Z[o], OPTION::f(Z[o]), target[o]);
     __syncthreads();
-    real loss = ordered_sum(dZ, columns);
+    real loss = ordered_sum(dZ, columns, shared);
     for (int64 o = threadIdx.x; o < columns; o += THREADS) {
         real z = Z[o], a = OPTION::f(z);
         dZ[o] = LOSS::slope(z, a, target[o], OPTION::gain(SAVES_Z ? z : a)) * scale;
@@ -38,10 +38,10 @@ FUNCTION real row(const real* Z, int64 columns, const char* y, real scale, real*
 }
 #endif
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) KERNEL(OUTPUT p) {
-    const int64 n = blockIdx.x;
+FUNCTION void run(const OUTPUT& p, const Block& block) {
+    const int64 n = block.x;
     const real scale = *(const real*)(p.scale + n * p.scale_step);
     real loss = row((const real*)(p.Z + n * p.Z_row), p.columns, (const char*)(p.y + n * p.y_row), scale,
-                    (real*)(p.dZ + n * p.dZ_row));
+                    (real*)(p.dZ + n * p.dZ_row), *(Shared*)block.shared);
     if (threadIdx.x == 0) ((real*)p.losses)[n] = loss * scale;
 }

@@ -11,9 +11,9 @@ FUNCTION real to_tf32(real x) {
     return magnitude(rounded) < infinity() ? rounded : from_bits(b & ~0x1fff);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) KERNEL(PARTS p) {
-    const int64 all = (int64)gridDim.x * THREADS * WIDE;
-    for (int64 i = ((int64)blockIdx.x * THREADS + threadIdx.x) * WIDE; i < p.length; i += all) {
+FUNCTION void run(const PARTS& p, const Block& block) {
+    const int64 all = block.width * THREADS * WIDE;
+    for (int64 i = (block.x * THREADS + threadIdx.x) * WIDE; i < p.length; i += all) {
         const int count = (int)(p.length - i < WIDE ? p.length - i : WIDE);
         const int64 offset = i * sizeof(real);
         const Vector<WIDE> a = read<WIDE>((const char*)p.source + offset, count);

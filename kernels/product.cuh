@@ -5,7 +5,7 @@
 // chunk of CHUNK k-steps has accumulators of its own, added to the totals at its end; k is never padded, for acc + 0 would
 // turn -0 into +0.
 //
-// Where there are too few tiles for the device, blockIdx.y takes `steps` k-steps of the tile, whole chunks: every chunk's sums
+// Where there are too few tiles for the device, block.y takes `steps` k-steps of the tile, whole chunks: every chunk's sums
 // go to `partials`, and the tile's last block to arrive adds them in ascending order.  `arrived` is left at zero.
 //
 // BM, BN, TM, TN and THREADS = (BM / TM) (BN / TN) are macros, and ALIGNED: operands that lie along m or n have 16-byte rows.
@@ -24,6 +24,12 @@ static_assert(BM / TM * (BN / TN) == THREADS && STAGES >= 2, "a tile's threads a
 
 typedef Vector<GN> Results;
 
+struct Ring {
+    real A[STAGES][SLICE][BM + PAD];
+    real B[STAGES][SLICE][BN + PAD];
+    bool last_to_arrive;
+};
+
 struct Operand {
     const char* data;
     int64 row, k;  // bytes between neighbours along m (or n), and along k
@@ -32,7 +38,7 @@ struct Operand {
 // A thread's share of copying an operand, slice by slice: what is beyond the last row is that row again, never used.
 template <int BR, bool ALONG_K>
 struct Share {
-    static constexpr int WIDTH = !ALONG_K && ALIGNED ? WIDE : 1, LINE = ALONG_K ? SLICE : BR / WIDTH;
+    static constexpr int WIDTH = !ALONG_K && ALIGNED ? least(WIDE, BR * SLICE / THREADS) : 1, LINE = ALONG_K ? SLICE : BR / WIDTH;
     static constexpr int COPIES = BR * SLICE / WIDTH / THREADS, STEP = THREADS / LINE;  // lines between a thread's copies
     static_assert(THREADS % LINE == 0 && BR * SLICE / WIDTH % THREADS == 0, "all threads copy the same");
     const char* from;
@@ -41,8 +47,8 @@ struct Share {
     int k;
     unsigned offset[ALONG_K ? COPIES : 1], pitch;  // bytes; not along k the copies are `pitch` apart
 
-    FUNCTION Share(const Operand& operand, int64 row, int64 rows, int64 begin, real (*shared)[BR + PAD]) {
-        const int line = threadIdx.x / LINE, place = threadIdx.x % LINE * WIDTH, r = ALONG_K ? line : place;
+    FUNCTION Share(int thread, const Operand& operand, int64 row, int64 rows, int64 begin, real (*shared)[BR + PAD]) {
+        const int line = thread / LINE, place = thread % LINE * WIDTH, r = ALONG_K ? line : place;
         const int last = (int)(rows - row < BR ? rows - row : BR) - WIDTH;
         k = ALONG_K ? place : line;
         to = &shared[k][r];
@@ -93,24 +99,26 @@ FUNCTION Results results(const real (&sums)[TM][TN], int i, int group) {
     return v;
 }
 
-template <bool LEFT_K, bool RIGHT_K, class Finish>
+// What the finish needs of its record is read after the sums are made: they need the registers.
+template <class Finish, bool LEFT_K, bool RIGHT_K, class Record>
 FUNCTION void product(
-    const Operand& left, const Operand& right, int64 M, int64 N, int64 K, const SPLIT& split, int64 tile, const Finish& finish
+    const Operand& left, const Operand& right, const PRODUCT& p, const SPLIT& split, const Block& block, int tile,
+    const Record& record
 ) {
-    __shared__ alignas(16) real A[STAGES][SLICE][BM + PAD];
-    __shared__ alignas(16) real B[STAGES][SLICE][BN + PAD];
-    __shared__ bool last_to_arrive;
-    const int64 tiles_n = (N + BN - 1) / BN, row = tile / tiles_n * BM, col = tile % tiles_n * BN;
-    const int64 begin = blockIdx.y * split.steps;
-    const int length = (int)(K - begin < split.steps ? K - begin : split.steps);
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    Ring& ring = *(Ring*)block.shared;
+    const int tiles_n = (int)((p.N + BN - 1) / BN), row = tile / tiles_n * BM, col = tile % tiles_n * BN;
+    const int64 begin = block.y * split.steps;
+    const int length = (int)(p.K - begin < split.steps ? p.K - begin : split.steps);
+    const int thread = block.thread, warp = thread / 32, lane = thread % 32;
     // Lanes that differ in bit 0 share their rows, in bit 1 their columns: a 16-byte load serves half a warp at a time.
     const int m0 = warp / WARPS_N * LANES_M * TM + (lane >> 1 & 3 | lane >> 2 & 4) * GM;
     const int n0 = warp % WARPS_N * LANES_N * TN + (lane & 1 | lane >> 2 & 2) * GN;
-    Results* partials = (Results*)split.partials + tile * ((K + CHUNK - 1) / CHUNK) * (BM * BN / GN) + threadIdx.x;
+    const auto partial = [&](int64 chunk) {
+        return (Results*)split.partials + (tile * ((p.K + CHUNK - 1) / CHUNK) + chunk) * (BM * BN / GN) + thread;
+    };
 
-    Share<BM, LEFT_K> share_A(left, row, M, begin, A[0]);
-    Share<BN, RIGHT_K> share_B(right, col, N, begin, B[0]);
+    Share<BM, LEFT_K> share_A(thread, left, row, p.M, begin, ring.A[0]);
+    Share<BN, RIGHT_K> share_B(thread, right, col, p.N, begin, ring.B[0]);
     int to_copy = length;
     auto copy = [&](int stage) {
         if (to_copy > 0) {
@@ -138,45 +146,47 @@ FUNCTION void product(
             copy(stage == 0 ? STAGES - 1 : stage - 1);
             if (left >= SLICE) {
 #pragma unroll
-                for (int s = 0; s < SLICE; s++) multiply_add(acc, &A[stage][s][m0], &B[stage][s][n0]);
+                for (int s = 0; s < SLICE; s++) multiply_add(acc, &ring.A[stage][s][m0], &ring.B[stage][s][n0]);
             } else {
 #pragma unroll 1
-                for (int s = 0; s < left; s++) multiply_add(acc, &A[stage][s][m0], &B[stage][s][n0]);
+                for (int s = 0; s < left; s++) multiply_add(acc, &ring.A[stage][s][m0], &ring.B[stage][s][n0]);
             }
             stage = stage + 1 == STAGES ? 0 : stage + 1;
         }
-        if (gridDim.y == 1) {
+        if (block.height == 1) {
             add_chunk(total, acc, chunk == 0);
         } else {
-            Results* partial = partials + (begin + chunk) / CHUNK * (BM * BN / GN);
+            Results* sums = partial((begin + chunk) / CHUNK);
 #pragma unroll
             for (int i = 0; i < TM; i++)
 #pragma unroll
-                for (int g = 0; g < TN / GN; g++) partial[(i * (TN / GN) + g) * THREADS] = results(acc, i, g);
+                for (int g = 0; g < TN / GN; g++) sums[(i * (TN / GN) + g) * THREADS] = results(acc, i, g);
         }
     }
 
-    if (gridDim.y > 1) {
+    if (block.height > 1) {
         int* arrived = (int*)split.arrived + tile;
         __threadfence();
         __syncthreads();
-        if (threadIdx.x == 0) {
+        if (thread == 0) {
             __threadfence();
-            last_to_arrive = atomicAdd(arrived, 1) == (int)gridDim.y - 1;
+            ring.last_to_arrive = atomicAdd(arrived, 1) == block.height - 1;
         }
         __syncthreads();
-        if (!last_to_arrive) return;
+        if (!ring.last_to_arrive) return;
         __threadfence();
-        if (threadIdx.x == 0) *arrived = 0;
-        for (int64 chunk = 0; chunk < K; chunk += CHUNK, partials += BM * BN / GN) {
+        if (thread == 0) *arrived = 0;
+        for (int64 chunk = 0; chunk * CHUNK < p.K; chunk++) {
+            const Results* sums = partial(chunk);
 #pragma unroll
             for (int i = 0; i < TM; i++)
 #pragma unroll
-                for (int j = 0; j < TN; j++) acc[i][j] = partials[(i * (TN / GN) + j / GN) * THREADS].at[j % GN];
+                for (int j = 0; j < TN; j++) acc[i][j] = sums[(i * (TN / GN) + j / GN) * THREADS].at[j % GN];
             add_chunk(total, acc, chunk == 0);
         }
     }
 
+    const Finish finish(record);
 #pragma unroll
     for (int g = 0; g < TM / GM; g++) {
         typename Finish::Before before[GM][TN / GN];
@@ -187,8 +197,8 @@ FUNCTION void product(
 #pragma unroll
                 for (int h = 0; h < TN / GN; h++) {
                     const int64 m = row + m0 + g * LANES_M * GM + i, n = col + n0 + h * LANES_N * GN;
-                    const int count = (int)(N - n < GN ? N - n : GN);
-                    if (m >= M || count <= 0) continue;
+                    const int count = (int)(p.N - n < GN ? p.N - n : GN);
+                    if (m >= p.M || count <= 0) continue;
                     if (write)
                         finish.after(m, n, before[i][h], results(total, g * GM + i, h), count);
                     else

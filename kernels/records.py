@@ -53,6 +53,10 @@ CLIP_EXAMPLES = _words("dZ", "dZ_row", "rows", "columns", "norms", "scale", "sca
 PARTS = _words("source", "high", "low", "length")
 STEP = _words("step")  # on the GPU: where the number of the step is
 
+# a program on the GPU (team.cu)
+WORK = _words("kernel", "width", "height", "end", "next", "records")
+TEAM_OF_BLOCKS = _words("table", "works", "words", "arrivals", "first_step", "last_step")
+
 
 def offset(dtype: np.dtype[np.void], field: str) -> int:
     """Where in a record a field starts, in bytes."""

@@ -591,10 +591,10 @@ from bpgpu.cuda import CUDABackend
 from tests.emulator.gpu import GPU
 
 launched, function = set(), CUDABackend.function
-CUDABackend.function = lambda self, name, *a, **k: (launched.add(name), function(self, name, *a, **k))[1]
+CUDABackend.function = lambda self, kernel: (launched.add(kernel.name), function(self, kernel))[1]
 
-def backend(tile=None, split=1):
-    made = CUDABackend(GPU(sanitize=True))
+def backend(tile=None, split=1, kind=CUDABackend):
+    made = kind(GPU(sanitize=True))
     if tile is not None:
         made.plan = lambda dtype, rows, cols, K: (tile, min(split, -(-K // 256)))
     return made
@@ -640,7 +640,15 @@ net.train_step(X, y, bpgpu.SGD(0.1, 0.9))
 fast = bpgpu.MLP([8, 12, 4], activation="tanh", backend=b, precision="fp32-tc")
 fast.train_step(rng.random((5, 8)), np.arange(5) % 4, bpgpu.SGD(0.1))
 b.update(*(b.asarray(np.ones(70)) for _ in range(2)), "sgd", b.asarray(np.ones(9)))
-assert launched == {file.stem for file in FOLDER.glob("*.cu")}, launched
+assert launched | {"team"} == {file.stem for file in FOLDER.glob("*.cu")}, launched
+""")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_step_in_one_launch_under_the_sanitizers(dtype: str) -> None:
+    sanitized(f"""
+from bpgpu.grid import GridBackend
+run(backend(kind=GridBackend), "{dtype}", dropout=0.5)
 """)
 
 
@@ -648,13 +656,16 @@ assert launched == {file.stem for file in FOLDER.glob("*.cu")}, launched
 def test_every_tile_and_loss_under_the_sanitizers() -> None:
     sanitized("""
 import tests.test_cuda as T
-from bpgpu.tiles import TILES
+from bpgpu.grid import GridBackend
+from bpgpu.tiles import TILES, TILES_OF_GRID
 for dtype in ("float32", "float64"):
     for tile in TILES[dtype]:
         b = backend(tile, split=3)
         for layers, n in [([33, 65, 70, 10], 67), ([600, 9, 4], 33), ([36, 132, 64, 12], 68), ([4, 3, 2], 600), ([1, 1, 2], 1)]:
             T.compare(b, layers, n, steps=1, dtype=dtype)
     run(backend(), dtype, n=600, dropout=[0.1, 0.2, 0.3])
+    for tile in TILES_OF_GRID[dtype]:
+        run(backend(tile, 3, GridBackend), dtype, n=600)
     for loss, output in (("squared_error", "tanh"), ("binary_cross_entropy", None), ("cross_entropy", None)):
         T.compare(backend(), [4, 6, 300], 11, loss=loss, output_activation=output, y=T.probabilities, dtype=dtype, steps=1)
 """)

@@ -202,9 +202,10 @@ def test_records_are_arguments_of_kernels() -> None:
     from bpgpu.launching import new_record
 
     function, stream = Function.__new__(Function), type("Stream", (), {"ptr": 0})()
-    for name in cuda_source._RECORDS:
+    for name in {"TEAM_OF_BLOCKS", *(name for its in cuda_source.RECORDS.values() for name in its)}:
+        how = {"stream": stream, "enable_cooperative_groups": name == "TEAM_OF_BLOCKS"}
         with pytest.raises(cupy.cuda.runtime.CUDARuntimeError, match="Driver"):
-            function((1, 1, 1), (1, 1, 1), (new_record(getattr(records, name)),), stream=stream)
+            function((1, 1, 1), (1, 1, 1), (new_record(getattr(records, name)),), **how)
     with pytest.raises(TypeError):
         function((1, 1, 1), (1, 1, 1), (np.zeros(2),), stream=stream)
 
@@ -234,7 +235,8 @@ def test_what_the_gpu_is_given_flushes_no_subnormals(dtype: str, tmp_path: Path,
     device = gpu.CuPyDevice.__new__(gpu.CuPyDevice)
     device._device = SimpleNamespace(compute_capability="999")
     for options in (("dense_forward", dtype, ("gelu",)), ("dense_gradient", dtype, ("adam",))):
-        text, name = cuda_source.source(*options, **TILES[dtype][-1].macros, ALIGNED=1)
+        kernel = cuda_source.Kernel(*options, (*TILES[dtype][-1].macros.items(), ("ALIGNED", 1)))
+        text, name = cuda_source.source(kernel), kernel.entry
         for _ in range(2):  # compiled, then from the disk
             assert device.compile(text, [name])[name].name == name
         assert len(list(tmp_path.glob("*.kernel"))) == 1 and Module.loaded[-2] == Module.loaded[-1]

@@ -17,7 +17,7 @@ import pytest
 
 from bpgpu.kernels import compiler
 from bpgpu.kernels.activations import activation
-from bpgpu.kernels.cuda_source import source
+from bpgpu.kernels.cuda_source import Kernel, source
 from bpgpu.kernels.functions import functions
 from bpgpu.kernels.machine import lanes
 from bpgpu.kernels.names import ACTIVATIONS
@@ -121,7 +121,7 @@ def cpu_function(name: str) -> Callable[[int, int, int], int]:
 def compare(name: str, step: int) -> np.ndarray[Any, Any]:
     """All numbers whose bits are a multiple of `step`: how many differ, the first of them, the worst error and where."""
     of_cuda, truth, _ = EXPRESSIONS[name]
-    text, _ = source("activate", "float32", ("identity",), THREADS=1)
+    text = source(Kernel("activate", "float32", ("identity",), (("THREADS", 1),)))
     macros = [f"#define CUDA ({of_cuda})", f"#define SLACK {int(name in ('gelu', 'silu'))}"]
     macros += [f"#define TRUTH ({truth})"] if truth else []
     device = EmulatedDevice()
