@@ -76,7 +76,7 @@ class CPUProgram(Program):
         self._alive: list[Any] = []  # jobs and arrays that the kernels reach by address
         self._finishes: list[tuple[Array, Key]] = []  # products, and the kernels that finish them
         self._program: Array | None = None
-        self._readers: dict[int, list[tuple[Array, str, int]]] = {}  # of an array: jobs, in which field, how far from its start
+        self._readers: dict[int, tuple[Array, list[tuple[Array, int]]]] = {}  # id of an array: that; addresses in it, in jobs
 
     def add(self, kernel: Key, job: Array, items: int, alive: tuple[Any, ...] = (), *, rows: int = 0) -> None:
         """rows: of a batch in an item, where a row of the result needs no other row of the batch."""
@@ -140,17 +140,13 @@ class CPUProgram(Program):
 
     def redirect(self, place: Array, array: Array) -> None:
         """Let the kernels read `array` where they were recorded to read `place`."""
-        start = address_of(place)
-        if start not in self._readers:
-            self._readers[start] = [
-                (job, field, int(job[field]) - start)
-                for job, _ in self._alive
-                for field in _INPUTS.intersection(job.dtype.names)
-                if start <= job[field] < start + place.nbytes
-            ]
+        if id(place) not in self._readers:
+            start, fields = address_of(place), (job[name] for job, _ in self._alive for name in _INPUTS & {*job.dtype.names})
+            found = [(field, int(field) - start) for field in fields if start <= field < start + place.nbytes]
+            self._readers[id(place)] = place, found
         address = address_of(array)
-        for job, field, offset in self._readers[start]:
-            job[field] = address + offset
+        for field, offset in self._readers[id(place)][1]:
+            field[()] = address + offset
 
     def ready(self) -> None:
         if self._program is None:
