@@ -30,8 +30,8 @@ from rich.table import Table
 from .gpu_competitors import COMPETITORS
 from .runner import ROOT, commit
 
-# 110 + 90 + 8 x 34 < 8 minutes; bpgpu compiles its kernels and has three precisions to run
-PARITY_SECONDS, OWN_SECONDS, PEER_SECONDS = 110, 90, 34
+# 140 + 90 + 8 x 31 < 8 minutes; bpgpu compiles its kernels and has three precisions to run
+PARITY_SECONDS, OWN_SECONDS, PEER_SECONDS = 140, 90, 31
 PARITY_FILES = [f"tests/test_{name}.py" for name in ("cuda", "fast", "dropout", "clip", "micro_batch", "grid")]
 MOVED = {"fp32": 0.02, "tf32": 0.02, "bf16": 0.1}  # how far first steps may differ, relative
 Result = dict[str, Any]

@@ -156,7 +156,7 @@ class Backend(ABC):
     def to_numpy(self, array: Array) -> np.ndarray[Any, Any]:
         """The array on the host; no copy where it is there already."""
 
-    def give(self, program: Program, place: Array, array: Any, *, changing: Array | None = None) -> None:
+    def give(self, program: Program, place: Array, array: Any, *, changing: Sequence[Array] = ()) -> None:
         """Let the next run of a program find in `place`, which it only reads, what is in a host or device array of that shape.
 
         Where it can, it reads the array itself, which must be there until it has run.  changing: what else it writes.

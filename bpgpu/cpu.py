@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +21,7 @@ Array = np.ndarray[Any, Any]
 
 _SMALL = 1 << 19  # multiplications of a product up to which it goes by rows, rather than that threads wait for each other
 _AHEAD = 4  # blocks below each other from which on B is packed ahead of a product
-_INPUTS = {"A", "X", "source"}  # where records have the address of what an operation reads, if that may be a batch
+_INPUTS = {"A", "X", "source"}  # the fields of records that may have the address of a batch
 _READS = {  # what the finish of a product touches: the bytes between rows, and up to three matrices, as its job names them
     "dense_forward": ("A_row", "A", "Z"),
     "hidden_delta": ("saved_row", "saved", "dZ"),
@@ -216,9 +216,9 @@ class CPUBackend(KernelBackend):
     def to_numpy(self, array: Array) -> Array:
         return array
 
-    def give(self, program: Program, place: Array, array: Any, *, changing: Array | None = None) -> None:
+    def give(self, program: Program, place: Array, array: Any, *, changing: Sequence[Array] = ()) -> None:
         assert isinstance(program, CPUProgram)
-        flags, overlaps = array.flags, changing is not None and np.may_share_memory(array, changing)
+        flags, overlaps = array.flags, any(np.may_share_memory(array, other) for other in changing)
         if overlaps or not (flags.c_contiguous and flags.aligned and array.dtype == place.dtype):
             self.write(place, array)
             array = place

@@ -292,10 +292,13 @@ class CUDABackend(KernelBackend):
         None: that would take a good part of the memory that is free, which others may count on.
         """
         if len(self._shared[0]) < partials or len(self._shared[1]) < tiles:
-            if 8 * partials + 4 * tiles > self.free_bytes() / 32:
+            if not self._fits(partials, tiles):
                 return None
             self._shared = self._new_workspace(max(partials, len(self._shared[0])), max(tiles, len(self._shared[1])))
         return self._shared
+
+    def _fits(self, partials: int, tiles: int) -> bool:
+        return 8 * partials + 4 * tiles <= self.free_bytes() / 32
 
     def _new_workspace(self, partials: int, tiles: int) -> tuple[Array, Array]:
         return self.empty((partials,), np.float64), self.asarray(np.zeros(tiles, np.int32))

@@ -1,12 +1,13 @@
 """Recorded steps as one launch: the blocks of a grid run them and wait for each other, as the CPU's threads do.
 
-A graph starts each of a step's launches by itself, which takes longer than a small layer's product.  Here a program of any
-number of steps is one cooperative launch of kernels/team.cu, and between two stages there is a barrier.  The operations, their
-order of sums and so the bits are those of cuda.py.
+A graph starts each of a step's launches by itself.  Here up to MOST_STEPS steps of a program are one cooperative launch of
+kernels/team.cu, and between two stages there is a barrier.  The operations, their order of sums and so the bits are those of
+cuda.py.
 
     MLP(layers, backend=GridBackend(get_backend("cuda").device))
 
-It has not been timed on a GPU, so get_backend does not give it; bench.gpu compares both.
+It has not been timed on a GPU, so get_backend does not give it (nor do copies of a network, which open their backend by its
+name), and it is for precision="exact": the others' products are a library's launches.  bench.gpu compares both.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from .launching import Record, new_record
 from .tiles import Tile, plan
 
 THREADS = 256  # of every block
-MOST_STEPS = 1024  # of a launch: a GPU that also draws a screen must come to that
+MOST_STEPS = 1024  # of a launch
+MOST_PIECES = 1 << 30  # of a stage: team.cu counts them in 32 bits
 
 
 @dataclass
@@ -48,14 +50,14 @@ class GridProgram(Program):
     def __init__(self, backend: GridBackend) -> None:
         self._backend = backend
         self._stages: list[list[Work]] = []
-        self._joining = False  # whether what is added joins the last stage
+        self.joining = False  # whether what is added joins the last stage
         self._alive: list[Any] = []  # arrays that the kernels reach by address
         self._table: Array = None
         self._function: Any = None
         self._blocks = 0
 
     def add(self, work: Work, alive: Any) -> None:
-        if self._joining:
+        if self.joining:
             self._stages[-1].append(work)
         else:
             self._stages.append([work])
@@ -64,15 +66,15 @@ class GridProgram(Program):
     @contextmanager
     def together(self) -> Iterator[None]:
         """What is added in a with block is one stage."""
-        if self._joining:
+        if self.joining:
             yield
             return
-        self._joining = True
+        self.joining = True
         self._stages.append([])
         try:
             yield
         finally:
-            self._joining = False
+            self.joining = False
             if not self._stages[-1]:
                 self._stages.pop()
 
@@ -90,7 +92,10 @@ class GridProgram(Program):
                 works[i] = kernels.index(work.kernel), *work.grid[:2], end, first + len(stage), place
                 its += [record.tobytes() for record in work.records]
                 place += sum(record.nbytes for record in work.records)
+            if end > MOST_PIECES:
+                raise ValueError(f"a stage of {end} pieces; a grid has at most {MOST_PIECES}: use smaller batches")
             first += len(stage)
+        self._blocks = min(self._blocks, int(works["end"].max()))  # more would only wait
         words = np.frombuffer(works.tobytes() + b"".join(its), np.int64)
         self._table, self._arrivals = self._backend.placed(words), self._backend.placed(np.zeros(1, np.int64))
         self._job = new_record(
@@ -143,9 +148,10 @@ class GridBackend(CUDABackend):
         return THREADS
 
     def _workspace(self, partials: int, tiles: int) -> tuple[Array, Array] | None:
-        if self._recording is None:
+        if self._recording is None or not self._recording.joining:
             return super()._workspace(partials, tiles)
-        return self._new_workspace(partials, tiles)  # of one's own: products of a stage are computed at the same time
+        # products of one stage are computed at the same time
+        return self._new_workspace(partials, tiles) if self._fits(partials, tiles) else None
 
     def _issue(self, kernel: Kernel, grid: Dimensions, arguments: tuple[Record, ...], alive: Any) -> None:
         program = self._recording

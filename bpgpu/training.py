@@ -7,6 +7,7 @@ fit() replays it for many batches a call, so that Python is not in the way.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -123,6 +124,7 @@ class Trainer:
         self.steps_taken = 0
         self.written: dict[str, Any] = {}  # the optimizer's attributes when `hyper` was written
         self._steps: dict[tuple[Any, ...], tuple[Step, Program]] = {}
+        self._lock = threading.Lock()
 
     def record_updates(self, a: list[Array], delta: list[Array]) -> None:
         """The updates of all layers; of a gradient that is to be clipped, the gradient."""
@@ -219,10 +221,11 @@ class Trainer:
                 step.record(self.losses, self.norms, self)
             self._steps[key] = step, program
         step, program = self._steps[key]
-        b.give(program, step.X, X, changing=self.net.theta)
-        b.write(step.y, y)
-        b.write(step.scale, scale)
-        self.aim(self.steps_taken)
-        program.run()
-        self.steps_taken += 1
-        return float(b.to_numpy(self.losses)[0])
+        with self._lock:  # what is given is not to be exchanged, or let go, by another Python thread
+            b.give(program, step.X, X, changing=(self.net.theta, *self.states.values()))
+            b.write(step.y, y)
+            b.write(step.scale, scale)
+            self.aim(self.steps_taken)
+            program.run()
+            self.steps_taken += 1
+            return float(b.to_numpy(self.losses)[0])

@@ -95,8 +95,13 @@ extern "C" __global__ void __launch_bounds__({kernel.threads}, 1) {kernel.entry}
 
 
 def team_source(kernels: Sequence[Kernel]) -> str:
-    """The text of team.cu, entry point "team", which runs these kernels, all for one dtype, by their numbers."""
-    dtype = next(kernel.dtype for kernel in kernels if kernel.dtype)
+    """The text of team.cu, entry point "team", which runs these kernels, of as many threads each, by their numbers.
+
+    ValueError: they are for more than one dtype.
+    """
+    dtype, *others = sorted({kernel.dtype for kernel in kernels if kernel.dtype}) or ["float32"]
+    if others:
+        raise ValueError(f"operations on {dtype} and {others[0]} in one program; one launch takes one dtype: make two programs")
     common: set[str] = set()
     lines = [_prelude(dtype), *(_with_includes(file, common) for file in _COMMON)]
     lines += [_namespace(number, kernel, set(common)) for number, kernel in enumerate(kernels)]

@@ -166,15 +166,14 @@ FUNCTION void product(
 
     if (block.height > 1) {
         int* arrived = (int*)split.arrived + tile;
-        __threadfence();
         __syncthreads();
         if (thread == 0) {
-            __threadfence();
+            __threadfence();  // what this block has written goes before
             ring.last_to_arrive = atomicAdd(arrived, 1) == block.height - 1;
+            __threadfence();  // what the others have written comes after
         }
         __syncthreads();
         if (!ring.last_to_arrive) return;
-        __threadfence();
         if (thread == 0) *arrived = 0;
         for (int64 chunk = 0; chunk * CHUNK < p.K; chunk++) {
             const Results* sums = partial(chunk);

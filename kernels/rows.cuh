@@ -38,9 +38,7 @@ FUNCTION real largest(const real* numbers, int64 length, Shared& found) {
         }
     }
     __syncthreads();
-    m = found.of[0];
-    __syncthreads();
-    return m;
+    return found.of[0];
 }
 
 struct Exponentials {

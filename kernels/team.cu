@@ -45,7 +45,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) team(TEAM_OF_BLOCKS p) 
                 for (; piece >= works[w].end; w++) number = piece - (int)works[w].end;
                 const int width = (int)works[w].width;
                 int thread = threadIdx.x;
-                asm volatile("" : "+r"(thread));  // what the kernels make of it is not to be kept from piece to piece
+                asm volatile("" : "+r"(thread));  // what products make of it is not to be kept from piece to piece
                 const Block block = {number % width, number / width, width, (int)works[w].height, thread, &shared};
                 run(works[w].kernel, (const char*)table + works[w].records, {(int64)&now}, block);
                 __syncthreads();  // its shared memory is free

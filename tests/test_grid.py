@@ -12,6 +12,7 @@ import bpgpu
 from bpgpu import grid
 from bpgpu.cpu import CPUBackend
 from bpgpu.cuda import CUDABackend
+from bpgpu.epochs import Epochs
 from bpgpu.grid import GridBackend
 from bpgpu.tiles import TILES_OF_GRID, Tile
 from tests.emulator.gpu import GPU
@@ -111,6 +112,45 @@ def test_an_empty_program(new_backend: NewBackend) -> None:
     with backend.capture() as program, backend.together():
         pass
     program.run(0, 3)
+
+
+def test_one_dtype_a_program(new_backend: NewBackend) -> None:
+    """Bytes go with either, or alone; both dtypes in one launch are refused before anything is run."""
+    b = new_backend()
+    singles, doubles = b.asarray(np.ones(5, np.float32)), b.asarray(np.ones(5))
+
+    def record() -> None:
+        with b.capture():
+            b.total(singles, b.empty((1,), np.float32))
+            b.total(doubles, b.empty((1,), np.float64))
+
+    with pytest.raises(ValueError, match="float32 and float64 in one program"):
+        record()
+    target = b.empty((2,), np.int64)
+    with b.capture() as program:
+        b.gather(b.asarray(np.arange(9)), b.asarray(np.array([7, 3])), target)
+    program.run()
+    assert host(target).tolist() == [7, 3]
+
+
+def test_room_for_what_the_graphs_have_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums of chunks have memory of their own where several products are computed at once, unless there is too little."""
+    X, y, sgd = np.zeros((3000, 256), np.float32), np.zeros(3000, np.int64), bpgpu.SGD(0.1)
+    monkeypatch.setattr(CUDABackend, "function", lambda self, kernel: None)  # nothing is run
+    monkeypatch.setattr(GridBackend, "team", lambda self, kernels: (None, 1))
+
+    def recorded(kind: type[CUDABackend], limit: int) -> bool:
+        device = GPU(limit=limit)
+        device.multiprocessors = 132
+        net = bpgpu.MLP([256] * 9, backend=kind(device))
+        try:
+            Epochs(net.trainer(sgd), X, y, None, len(X)).begin(sgd, np.arange(len(X)))
+        except MemoryError:
+            return False
+        return True
+
+    fits = [(recorded(CUDABackend, limit), recorded(GridBackend, limit)) for limit in range(60_000_000, 90_000_000, 2_000_000)]
+    assert all(graphs == grid for graphs, grid in fits) and {graphs for graphs, _ in fits} == {True, False}
 
 
 def test_operations_outside_of_a_program(new_backend: NewBackend) -> None:

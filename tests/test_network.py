@@ -477,6 +477,30 @@ def test_a_batch_that_is_the_weights() -> None:
         assert digest(one.theta) == digest(other.theta)
 
 
+def test_a_batch_that_is_the_velocity() -> None:
+    y, ends = np.arange(64) % 3, []
+    for copies in (False, True):
+        net, sgd = MLP([64, 300, 3], seed=1), SGD(0.1, momentum=0.9)
+        net.train_step(np.random.default_rng(0).random((64, 64)), y, sgd)
+        own = net.trainer(sgd).states["velocity"][: 64 * 64].reshape(64, 64)
+        net.train_step(own.copy() if copies else own, y, sgd)
+        ends.append(digest(net.theta))
+    assert ends[0] == ends[1]
+
+
+def test_two_python_threads_take_steps_of_one_network() -> None:
+    """Every step is on the batch of the thread that asked for it."""
+    net, sgd, y = MLP([200, 10, 3], seed=1), SGD(0.0), np.arange(100) % 3
+    batches = np.random.default_rng(0).standard_normal((4, 100, 200)).astype("f4")
+    expected = [net.train_step(X, y, sgd) for X in batches]
+
+    def steps(i: int) -> bool:
+        return all(net.train_step(batches[i].copy(), y, sgd) == expected[i] for _ in range(300))
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(steps, range(4)))
+
+
 def test_optimizers_keep_their_velocities_apart() -> None:
     X, y = blobs()
     first, second = SGD(0.1, momentum=0.9), SGD(0.1, momentum=0.9)
@@ -856,7 +880,8 @@ def test_no_allocation_per_step(weighted: bool) -> None:
         net.train_step(X, y, sgd, sample_weight=weight)
     tracemalloc.start()
     try:
-        net.train_step(X, y, sgd, sample_weight=weight)
+        for _ in range(200):  # Python's free lists are full then, such as that of dictionaries
+            net.train_step(X, y, sgd, sample_weight=weight)
         gc.collect()
         before, _ = tracemalloc.get_traced_memory()
         tracemalloc.reset_peak()
