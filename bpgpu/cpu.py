@@ -21,6 +21,7 @@ Array = np.ndarray[Any, Any]
 
 _SMALL = 1 << 19  # multiplications of a product up to which it goes by rows, rather than that threads wait for each other
 _AHEAD = 4  # blocks below each other from which on B is packed ahead of a product
+_COPIED = 1 << 13  # bytes of a batch that are copied sooner than addresses are exchanged
 _INPUTS = {"A", "X", "source"}  # the fields of records that may have the address of a batch
 _READS = {  # what the finish of a product touches: the bytes between rows, and up to three matrices, as its job names them
     "dense_forward": ("A_row", "A", "Z"),
@@ -217,6 +218,9 @@ class CPUBackend(KernelBackend):
         return array
 
     def give(self, program: Program, place: Array, array: Any, *, changing: Sequence[Array] = ()) -> None:
+        if place.nbytes < _COPIED:
+            self.write(place, array)
+            return
         assert isinstance(program, CPUProgram)
         flags, overlaps = array.flags, any(np.may_share_memory(array, other) for other in changing)
         if overlaps or not (flags.c_contiguous and flags.aligned and array.dtype == place.dtype):

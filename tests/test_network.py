@@ -450,8 +450,8 @@ def placed(X: Array, where: str) -> Array:
 @pytest.mark.parametrize("options", [{}, {"dropout": [0.3, 0, 0]}], ids=["plain", "dropout"])
 @pytest.mark.parametrize("where", ["odd address", "one number further", "columns", "backwards", "Fortran", "other bytes"])
 def test_wherever_a_batch_lies(where: str, options: dict[str, Any]) -> None:
-    """A step and a prediction read the caller's batch where it is, if they can: not one bit may depend on that."""
-    X, y = blobs(12)
+    """A step and a prediction read the caller's batch where it is, if they can: not a bit may depend on that."""
+    X, y = blobs(400)  # what is much smaller is copied
     one, other = small(**options), small(**options)
     one.train_step(X, y, SGD(0.1))
     other.train_step(X, y, SGD(0.1))
