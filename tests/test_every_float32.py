@@ -125,7 +125,7 @@ def compare(name: str, step: int) -> np.ndarray[Any, Any]:
     macros = [f"#define CUDA ({of_cuda})", f"#define SLACK {int(name in ('gelu', 'silu'))}"]
     macros += [f"#define TRUTH ({truth})"] if truth else []
     device = EmulatedDevice()
-    kernel = device.compile("\n".join([text, *macros, HARNESS]), ["compare"])["compare"]
+    kernel = device.compile("\n".join([text, "using namespace k0;", *macros, HARNESS]), ["compare"])["compare"]
     of_cpu, found = cpu_function(name), np.zeros((), FOUND)
     results = np.empty(BLOCK, np.float32)
     for first in range(0, 2**32, BLOCK * step):
