@@ -14,7 +14,7 @@ import numpy as np
 from .backend import Program
 from .kernels import Key, addresses, records
 from .kernels.machine import CHUNK, GRAIN, MAX_COLS, ROWS, ROWWISE, Lanes, lanes
-from .launching import KernelBackend, new_record
+from .launching import KernelBackend, StagedProgram, new_record
 from .team import MOST_THREADS, TEAM, Team, address_of, aligned, thread_count
 
 Array = np.ndarray[Any, Any]
@@ -66,13 +66,21 @@ class Entry:
     along: int = 0
 
 
-class CPUProgram(Program):
+def _in_halves(stage: list[Entry]) -> list[Entry]:
+    """The first halves of all entries before the second halves: half of the threads begin with either, and mostly have to do
+    with the same halves of the layers.
+    """
+    first = [Entry(e.kernel, e.job, (e.items + 1) // 2) for e in stage]
+    second = [Entry(e.kernel, e.job, e.items - f.items, f.items) for e, f in zip(stage, first, strict=True) if e.items > 1]
+    return first + second
+
+
+class CPUProgram(StagedProgram[Entry]):
     """Recorded kernels with their jobs, in stages; run() is one call for any number of steps."""
 
     def __init__(self, backend: CPUBackend) -> None:
+        super().__init__()
         self._backend = backend
-        self.stages: list[list[Entry]] = []
-        self.joining = False  # whether what is added joins the last stage
         self.by_rows, self._rows = False, 0  # whether entries may go along by rows; how many an item of the last stage has
         self._alive: list[Any] = []  # jobs and arrays that the kernels reach by address
         self._finishes: list[tuple[Array, Key]] = []  # products, and the kernels that finish them
@@ -98,28 +106,6 @@ class CPUProgram(Program):
         """Let a kernel finish the blocks of a product."""
         product["finish_job"] = address_of(job)
         self._finishes.append((product, kernel))
-
-    @contextmanager
-    def together(self, *, halved: bool) -> Iterator[None]:
-        """What is added in a with block is one stage.  halved: the first halves of all entries go before the second halves,
-        so that half of the threads begin with either, and mostly have to do with the same halves of the layers.
-        """
-        if self.joining:
-            yield
-            return
-        self.joining = True
-        self.stages.append([])
-        try:
-            yield
-        finally:
-            self.joining, stage = False, self.stages.pop()
-            if halved:
-                first = [Entry(e.kernel, e.job, (e.items + 1) // 2) for e in stage]
-                stage = first + [
-                    Entry(e.kernel, e.job, e.items - f.items, f.items) for e, f in zip(stage, first, strict=True) if e.items > 1
-                ]
-            if stage:
-                self.stages.append(stage)
 
     @contextmanager
     def before(self) -> Iterator[None]:
@@ -245,7 +231,7 @@ class CPUBackend(KernelBackend):
 
     def together(self) -> AbstractContextManager[None]:
         program = self._recording
-        return nullcontext() if program is None else program.together(halved=True)
+        return nullcontext() if program is None else program.together(_in_halves)
 
     def by_rows(self) -> AbstractContextManager[None]:
         program = self._recording
@@ -300,7 +286,7 @@ class CPUBackend(KernelBackend):
         dtype, (M, N, K) = finish[1], (int(product[size]) for size in "MNK")
         sums = self.empty((-(-K // CHUNK), M, N), dtype)
         B_k = sums.itemsize if product["B_transposed"] else product["B_row"]
-        with program.together(halved=False):  # half of the chunks of k is half of the units below
+        with program.together():  # half of the chunks of k is half of the units below
             for k, target in zip(range(0, K, CHUNK), sums, strict=True):
                 of_chunk = new_record(records.UPDATE, parameter=address_of(target), row=target.strides[0])
                 chunk = product.copy()

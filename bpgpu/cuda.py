@@ -18,7 +18,7 @@ import numpy as np
 from .backend import Array, Buffer, Program
 from .checks import on_gpu, readable_bytes
 from .kernels import records
-from .kernels.cuda_source import COLUMNS, Kernel, source
+from .kernels.cuda_source import COLUMNS, RECORDS, Kernel, source
 from .kernels.machine import CHUNK
 from .launching import KernelBackend, Record, new_record
 from .tiles import Tile, plan
@@ -247,7 +247,7 @@ class CUDABackend(KernelBackend):
         of_block = {"column_sum": COLUMNS, "max_norm": threads}.get(name, threads if name in STRIDED else 1)
         blocks = -(-items // of_block)
         step = self._outside if self.recorder is None else self.step_record
-        arguments = (job, step) if name in ("gather", "dropout", "clip", "total") else (job,)
+        arguments = (job, step) if "STEP" in RECORDS[name] else (job,)
         blocks = min(blocks, MOST_BLOCKS) if name in STRIDED else blocks
         self._issue(Kernel(name, dtype, options, (("THREADS", threads),)), (blocks, 1, 1), arguments, alive)
 

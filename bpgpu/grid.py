@@ -12,18 +12,18 @@ name), and it is for precision="exact": the others' products are a library's lau
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from .backend import Array, Program
+from .backend import Array
 from .cuda import CUDABackend, Device, Dimensions
 from .kernels import records
 from .kernels.cuda_source import Kernel, team_source
-from .launching import Record, new_record
+from .launching import Record, StagedProgram, new_record
 from .tiles import Tile, plan
 
 THREADS = 256  # of every block
@@ -44,13 +44,12 @@ class Work:
         return self.grid[0] * self.grid[1]
 
 
-class GridProgram(Program):
+class GridProgram(StagedProgram[Work]):
     """Works in stages, and, when it is ready, the table of them on the device."""
 
     def __init__(self, backend: GridBackend) -> None:
+        super().__init__()
         self._backend = backend
-        self._stages: list[list[Work]] = []
-        self.joining = False  # whether what is added joins the last stage
         self._alive: list[Any] = []  # arrays that the kernels reach by address
         self._table: Array = None
         self._function: Any = None
@@ -58,34 +57,19 @@ class GridProgram(Program):
 
     def add(self, work: Work, alive: Any) -> None:
         if self.joining:
-            self._stages[-1].append(work)
+            self.stages[-1].append(work)
         else:
-            self._stages.append([work])
+            self.stages.append([work])
         self._alive.append(alive)
 
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """What is added in a with block is one stage."""
-        if self.joining:
-            yield
-            return
-        self.joining = True
-        self._stages.append([])
-        try:
-            yield
-        finally:
-            self.joining = False
-            if not self._stages[-1]:
-                self._stages.pop()
-
     def ready(self) -> None:
-        if self._table is not None or not self._stages:
+        if self._table is not None or not self.stages:
             return
-        kernels = list(dict.fromkeys(work.kernel for stage in self._stages for work in stage))
+        kernels = list(dict.fromkeys(work.kernel for stage in self.stages for work in stage))
         self._function, self._blocks = self._backend.team(tuple(kernels))
-        works = np.zeros(sum(map(len, self._stages)), records.WORK)
+        works = np.zeros(sum(map(len, self.stages)), records.WORK)
         its, first, place = [], 0, works.nbytes
-        for stage in self._stages:
+        for stage in self.stages:
             end = 0
             for i, work in enumerate(stage, first):
                 end += work.pieces

@@ -7,12 +7,13 @@ the operation's own record beside the product's, `_launch_gradient` for dW and d
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from .backend import Array, Backend, States
+from .backend import Array, Backend, Program, States
 from .kernels import records
 from .random import DROPOUT, threshold
 
@@ -24,6 +25,32 @@ def new_record(dtype: np.dtype[np.void], **fields: Any) -> Record:
     for name, value in fields.items():
         record[name] = value
     return record
+
+
+W = TypeVar("W")
+
+
+class StagedProgram(Program, Generic[W]):
+    """Recorded work in stages: what is in one depends on nothing else in it."""
+
+    def __init__(self) -> None:
+        self.stages: list[list[W]] = []
+        self.joining = False  # whether what is added joins the last stage
+
+    @contextmanager
+    def together(self, arranged: Callable[[list[W]], list[W]] = list) -> Iterator[None]:
+        """What is added in a with block is one stage, at its end put in another order."""
+        if self.joining:
+            yield
+            return
+        self.joining = True
+        self.stages.append([])
+        try:
+            yield
+        finally:
+            self.joining = False
+            if stage := arranged(self.stages.pop()):
+                self.stages.append(stage)
 
 
 class KernelBackend(Backend):

@@ -1,9 +1,5 @@
 // norms[n] = |x_n|^2 |delta_n|^2 + |delta_n|^2, added to what is there if `add`: a block of THREADS an example.
-#include "functions.cuh"
-
-struct Shared {
-    real of[THREADS];  // a number for each thread
-};
+#include "rows.cuh"
 
 // In chunks of CHUNK, one fma a term, ascending: a thread a chunk, then every thread adds the chunk sums in ascending order.
 FUNCTION real squares(const real* row, int64 columns, Shared& sums) {
