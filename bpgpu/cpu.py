@@ -311,7 +311,8 @@ class CPUBackend(KernelBackend):
 
     def _blocks(self, name: str, M: int, N: int, K: int, V: Lanes) -> tuple[int, int]:
         """Rows and columns of a thread's block of C: evenly cut, and so small that every thread has several."""
-        most_rows, most_cols = (256, 128) if name != "dense_gradient" else (128, 256)
+        # what a chunk takes lies in the second cache, which is smaller, mostly, where registers are
+        most_rows, most_cols = (256, 128) if V.rows == 8 and name != "dense_gradient" else (132, 256)
         width = _panel_width(M, V)
         rows, cols = _even(M, most_rows, V.rows), _even(N, most_cols, width)
         while -(-M // rows) * -(-N // cols) < self._wanted:

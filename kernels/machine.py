@@ -18,7 +18,7 @@ GRAIN = dict.fromkeys(ROWWISE, ROWS) | {  # of work in an item
     "update": 8192, "dropout": 256, "column_sum": 64, "total": 1, "squares": 64, "clip": 8192, "max_norm": 64,
     "example_norms": 16, "clip_examples": 16,
 }  # fmt: skip
-MAX_ROWS, MAX_COLS, MAX_BLOCK = 256, 256, 256 * 128  # of a thread's block of a product
+MAX_ROWS, MAX_COLS, MAX_BLOCK = 256, 256, 256 * 132  # of a thread's block of a product
 
 
 @cache

@@ -36,24 +36,25 @@ from .vector import (
 Later = tuple[int, int, int]  # what is soon to be read: its address, the bytes between its rows, and its columns
 Reads = tuple[tuple[int, int, int], int]  # the matrices (0: none) that finish will read, and the bytes between their rows
 
-UNROLL = 4
 TALL = 64  # rows of a block from which on there is time to fetch the next chunk of B while this one is multiplied
 
 
 def _tile_product(V: Lanes, rows: int, vectors: int, packing: bool = False) -> Any:
+    unroll = 1 if packing else 4  # of more rows the copies would take registers away from the sums
+
     @inlined
     def tile_product(
         A: int, A_row: int, A_k: int, B: int, B_k: int, K: int, C: int, C_row: int, first: bool, panel: int
     ) -> None:
         """One chunk of `rows` rows: C = A B for the first chunk, C = C + A B for the others; packing copies B to the panel."""
         acc = tile_zeros(V, rows, vectors)
-        for _ in range(K // UNROLL):
-            acc = tile_fma(acc, UNROLL, A, A_row, A_k, B, B_k)
+        for _ in range(K // unroll):
+            acc = tile_fma(acc, unroll, A, A_row, A_k, B, B_k)
             if packing:
-                panel = copy_rows(V, UNROLL, vectors, B, B_k, panel)
-            A += UNROLL * A_k
-            B += UNROLL * B_k
-        for _ in range(K % UNROLL):
+                panel = copy_rows(V, unroll, vectors, B, B_k, panel)
+            A += unroll * A_k
+            B += unroll * B_k
+        for _ in range(K % unroll):
             acc = tile_fma(acc, 1, A, A_row, A_k, B, B_k)
             if packing:
                 panel = copy_rows(V, 1, vectors, B, B_k, panel)
@@ -82,7 +83,8 @@ def _bring(V: Lanes) -> Any:
 
 
 def _rows_product(V: Lanes, tallest: int, vectors: int) -> Any:
-    tall, two, one = (_tile_product(V, rows, vectors) for rows in (tallest, 2, 1))
+    tall, half, two, one = (_tile_product(V, rows, vectors) for rows in (tallest, 4, 2, 1))
+    pair = 8 if tallest == 6 else 0  # 4 + 4 rows are done sooner than 6 + 2: few sums wait for each other
     bring, size, width, neighbours = _bring(V), V.itemsize, V.width, V.vectors
 
     @njit
@@ -90,11 +92,11 @@ def _rows_product(V: Lanes, tallest: int, vectors: int) -> Any:
         A: int, A_row: int, A_k: int, B: int, B_k: int, K: int, C: int, C_row: int, first: bool, rows: int,
         soon: tuple[int, Later, Later], reads: Reads, offset: int,
     ) -> None:  # fmt: skip
-        """One chunk of any number of rows, in tiles of `tallest`, 2 and 1; meanwhile memory comes nearer: `later` rows of A
+        """One chunk of any number of rows, in tiles of `tallest`, 4, 2 and 1; meanwhile memory comes nearer: `later` rows of A
         and B, and what finish reads."""
         later, later_A, later_B = soon
         share = later // (rows // tallest) + 1 if later > 0 else 0
-        while rows >= tallest:
+        while rows >= tallest and rows != pair:
             for i in range(share):
                 for start, row, cols in (later_A, later_B):
                     for c in range(0, cols, width):
@@ -105,7 +107,11 @@ def _rows_product(V: Lanes, tallest: int, vectors: int) -> Any:
             offset += tallest * reads[1]
             tall(A, A_row, A_k, B, B_k, K, C, C_row, first, 0)
             A, C, rows = A + tallest * A_row, C + tallest * C_row, rows - tallest
-        while rows >= 2:
+        if tallest > 4:
+            while rows >= 4:
+                half(A, A_row, A_k, B, B_k, K, C, C_row, first, 0)
+                A, C, rows = A + 4 * A_row, C + 4 * C_row, rows - 4
+        if tallest > 2 and rows >= 2:
             two(A, A_row, A_k, B, B_k, K, C, C_row, first, 0)
             A, C, rows = A + 2 * A_row, C + 2 * C_row, rows - 2
         if rows == 1:

@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, register_model
 
-from .vector import RegisterModel, Vector, emit_fma, emit_load, emit_pointer, emit_splat, emit_store
+from .vector import RegisterModel, Vector, emit_fma, emit_load, emit_opaque, emit_pointer, emit_splat, emit_store
 
 
 class Tile(types.Type):
@@ -69,7 +69,7 @@ def tile_fma(typingctx: Any, tile: Any, steps: Any, a: Any, a_row: Any, a_k: Any
                 for v in range(tile.vectors):
                     i = r * tile.vectors + v
                     acc[i] = emit_fma(builder, left, right[v], acc[i], vector)
-            a, b = builder.add(a, a_k), builder.add(b, b_k)
+            a, b = (emit_opaque(builder, builder.add(start, step)) for start, step in ((a, a_k), (b, b_k)))
         return _pack(builder, acc, tile)
 
     return tile(tile, steps, *(types.intp,) * 5), emit

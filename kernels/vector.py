@@ -93,6 +93,12 @@ def emit_store(builder: Any, value: Any, address: Any, vector: Vector) -> None:
     builder.store(value, emit_pointer(builder, address, vector.llvm)).align = vector.itemsize
 
 
+def emit_opaque(builder: Any, value: Any) -> Any:
+    """An integer of which LLVM does not know that it is `value`: of the addresses that are computed from it in a loop it would
+    make a chain of additions, each of which waits for the one before."""
+    return builder.asm(ir.FunctionType(value.type, [value.type]), "", "=r,0", [value], side_effect=False)
+
+
 def _llvm(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
     kind = ir.FunctionType(result, [a.type for a in arguments])
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
