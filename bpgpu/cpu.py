@@ -311,7 +311,7 @@ class CPUBackend(KernelBackend):
 
     def _blocks(self, name: str, M: int, N: int, K: int, V: Lanes) -> tuple[int, int]:
         """Rows and columns of a thread's block of C: evenly cut, and so small that every thread has several."""
-        # what a chunk takes lies in the second cache, which is smaller, mostly, where registers are
+        # with a chunk of both operands it lies in the second cache, which is smaller where registers are, mostly
         most_rows, most_cols = (256, 128) if V.rows == 8 and name != "dense_gradient" else (132, 256)
         width = _panel_width(M, V)
         rows, cols = _even(M, most_rows, V.rows), _even(N, most_cols, width)

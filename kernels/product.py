@@ -22,7 +22,7 @@ from .team import call, record
 from .tile import tile_add, tile_fma, tile_store, tile_zeros
 from .vector import (
     copy_bytes,
-    copy_rows,
+    copy_row,
     inlined,
     load_first,
     load_up_to,
@@ -40,7 +40,7 @@ TALL = 64  # rows of a block from which on there is time to fetch the next chunk
 
 
 def _tile_product(V: Lanes, rows: int, vectors: int, packing: bool = False) -> Any:
-    unroll = 1 if packing else 4  # of more rows the copies would take registers away from the sums
+    unroll = 1 if packing else 4  # copies of more rows would take registers away from the sums
 
     @inlined
     def tile_product(
@@ -51,13 +51,11 @@ def _tile_product(V: Lanes, rows: int, vectors: int, packing: bool = False) -> A
         for _ in range(K // unroll):
             acc = tile_fma(acc, unroll, A, A_row, A_k, B, B_k)
             if packing:
-                panel = copy_rows(V, unroll, vectors, B, B_k, panel)
+                panel = copy_row(V, vectors, B, panel)
             A += unroll * A_k
             B += unroll * B_k
         for _ in range(K % unroll):
             acc = tile_fma(acc, 1, A, A_row, A_k, B, B_k)
-            if packing:
-                panel = copy_rows(V, 1, vectors, B, B_k, panel)
             A += A_k
             B += B_k
         if not first:
@@ -83,7 +81,7 @@ def _bring(V: Lanes) -> Any:
 
 
 def _rows_product(V: Lanes, tallest: int, vectors: int) -> Any:
-    tall, half, two, one = (_tile_product(V, rows, vectors) for rows in (tallest, 4, 2, 1))
+    tall, four, two, one = (_tile_product(V, rows, vectors) for rows in (tallest, 4, 2, 1))
     pair = 8 if tallest == 6 else 0  # 4 + 4 rows are done sooner than 6 + 2: few sums wait for each other
     bring, size, width, neighbours = _bring(V), V.itemsize, V.width, V.vectors
 
@@ -109,7 +107,7 @@ def _rows_product(V: Lanes, tallest: int, vectors: int) -> Any:
             A, C, rows = A + tallest * A_row, C + tallest * C_row, rows - tallest
         if tallest > 4:
             while rows >= 4:
-                half(A, A_row, A_k, B, B_k, K, C, C_row, first, 0)
+                four(A, A_row, A_k, B, B_k, K, C, C_row, first, 0)
                 A, C, rows = A + 4 * A_row, C + 4 * C_row, rows - 4
         if tallest > 2 and rows >= 2:
             two(A, A_row, A_k, B, B_k, K, C, C_row, first, 0)

@@ -428,21 +428,19 @@ def copy_bytes(typingctx: Any, target: Any, source: Any, count: Any) -> Any:
 
 
 @intrinsic(prefer_literal=True)
-def copy_rows(typingctx: Any, V: Any, rows: Any, vectors: Any, source: Any, source_row: Any, target: Any) -> Any:
-    """Copy rows of vectors to adjoining memory; returns where it ends."""
+def copy_row(typingctx: Any, V: Any, vectors: Any, source: Any, target: Any) -> Any:
+    """Copy adjoining vectors; returns where the copy ends."""
     vector = V.vector
     size = vector.lanes * vector.itemsize
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        source, source_row, target = args[3:]
-        for _ in range(rows.literal_value):
-            for v in range(vectors.literal_value):
-                emit_store(builder, emit_load(builder, builder.add(source, source.type(v * size)), vector), target, vector)
-                target = builder.add(target, target.type(size))
-            source = builder.add(source, source_row)
+        _, _, source, target = args
+        for _ in range(vectors.literal_value):
+            emit_store(builder, emit_load(builder, source, vector), target, vector)
+            source, target = (builder.add(address, address.type(size)) for address in (source, target))
         return target
 
-    return types.intp(V, rows, vectors, *(types.intp,) * 3), emit
+    return types.intp(V, vectors, types.intp, types.intp), emit
 
 
 @intrinsic(prefer_literal=True)
