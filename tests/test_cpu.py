@@ -12,10 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bpgpu import kernels, team
 from bpgpu.cpu import CPUBackend, CPUProgram
 from bpgpu.kernels import compiler
+from bpgpu.kernels.machine import MAX_BLOCK, MAX_COLS, MAX_ROWS, Lanes
 from bpgpu.team import thread_count
 
 ROOT = Path(__file__).parent.parent
@@ -37,6 +40,26 @@ def python(code: str, folder: Path = ROOT, **environment: str) -> subprocess.Com
 
 
 # -- threads -------------------------------------------------------------------------------------------------------------
+
+
+SIZES = st.integers(1, 5000)
+MACHINES = [(16, 8, 2), (8, 6, 2), (4, 6, 2), (4, 6, 4)]  # AVX-512, AVX2, SSE2, NEON: lanes of float32, rows, vectors
+
+
+@given(
+    st.sampled_from(["dense_forward", "hidden_delta", "dense_gradient"]),
+    SIZES, SIZES, SIZES, st.integers(1, 64), st.sampled_from(MACHINES), st.sampled_from([1, 2]),
+)  # fmt: skip
+def test_a_block_of_a_product_fits_into_its_threads_memory(
+    name: str, M: int, N: int, K: int, threads: int, machine: tuple[int, int, int], words: int
+) -> None:
+    lanes, rows, vectors = machine
+    V = Lanes(f"float{32 * words}", lanes // words, rows, vectors)
+    block_rows, block_cols = CPUBackend(threads)._blocks(name, M, N, K, V)
+    assert 1 <= block_rows <= MAX_ROWS
+    assert 1 <= block_cols <= MAX_COLS
+    assert block_cols % V.lanes == 0  # the vectors of a row are whole
+    assert block_rows * block_cols <= MAX_BLOCK
 
 
 def test_thread_count_respects_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
