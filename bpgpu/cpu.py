@@ -13,7 +13,7 @@ import numpy as np
 
 from .backend import Program
 from .kernels import Key, addresses, records
-from .kernels.machine import CHUNK, GRAIN, MAX_COLS, ROWS, ROWWISE, Lanes, lanes
+from .kernels.machine import CHUNK, GRAIN, MAX_COLS, ROWS, ROWWISE, TALL_BLOCK, WIDE_BLOCK, Lanes, lanes
 from .launching import KernelBackend, StagedProgram, new_record
 from .team import MOST_THREADS, TEAM, Team, address_of, aligned, thread_count
 
@@ -312,7 +312,7 @@ class CPUBackend(KernelBackend):
     def _blocks(self, name: str, M: int, N: int, K: int, V: Lanes) -> tuple[int, int]:
         """Rows and columns of a thread's block of C: evenly cut, and so small that every thread has several."""
         # with a chunk of both operands it lies in the second cache, which is smaller where registers are, mostly
-        most_rows, most_cols = (256, 128) if V.rows == 8 and name != "dense_gradient" else (132, 256)
+        most_rows, most_cols = TALL_BLOCK if V.rows == 8 and name != "dense_gradient" else WIDE_BLOCK
         width = _panel_width(M, V)
         rows, cols = _even(M, most_rows, V.rows), _even(N, most_cols, width)
         while -(-M // rows) * -(-N // cols) < self._wanted:

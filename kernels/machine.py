@@ -18,7 +18,9 @@ GRAIN = dict.fromkeys(ROWWISE, ROWS) | {  # of work in an item
     "update": 8192, "dropout": 256, "column_sum": 64, "total": 1, "squares": 64, "clip": 8192, "max_norm": 64,
     "example_norms": 16, "clip_examples": 16,
 }  # fmt: skip
-MAX_ROWS, MAX_COLS, MAX_BLOCK = 256, 256, 256 * 132  # of a thread's block of a product
+TALL_BLOCK, WIDE_BLOCK = BLOCKS = (256, 128), (132, 256)  # rows and columns, at most, of a thread's block of a product
+MAX_ROWS, MAX_COLS = (max(sizes) for sizes in zip(*BLOCKS, strict=True))
+MAX_BLOCK = max(rows * cols for rows, cols in BLOCKS)
 
 
 @cache
