@@ -12,14 +12,16 @@ from typing import Any
 import numpy as np
 
 from .backend import Program
+from .blocks import few_block, is_thin, product_block, row_width, thin_block
 from .kernels import Key, addresses, records
-from .kernels.machine import CHUNK, GRAIN, MAX_COLS, ROWS, ROWWISE, TALL_BLOCK, WIDE_BLOCK, Lanes, lanes
+from .kernels.machine import CHUNK, GRAIN, MAX_COLS, ROWS, ROWWISE, Lanes, lanes
 from .launching import KernelBackend, StagedProgram, new_record
 from .team import MOST_THREADS, TEAM, Team, address_of, aligned, thread_count
 
 Array = np.ndarray[Any, Any]
 
 _SMALL = 1 << 19  # multiplications of a product up to which it goes by rows, rather than that threads wait for each other
+_FEW = 8  # examples up to which a gradient never leaves the registers
 _AHEAD = 4  # blocks below each other from which on B is packed ahead of a product
 _COPIED = 1 << 13  # bytes of a batch that are copied sooner than addresses are exchanged
 _INPUTS = {"A", "X", "source"}  # the fields of records that may have the address of a batch
@@ -30,28 +32,11 @@ _READS = {  # what the finish of a product touches: the bytes between rows, and 
 }
 
 
-def _even(length: int, most: int, unit: int) -> int:
-    """The size of parts, at most `most` and a multiple of `unit`, that cut `length` most evenly."""
-    parts = -(-length // max(most, unit))
-    return min(-(-length // parts // unit) * unit, most // unit * unit) or unit
-
-
-def _panel_width(M: int, V: Lanes) -> int:
-    """Columns of a panel of a product with M rows."""
-    return V.broad * V.lanes if V.rows > M else V.width
-
-
-def _row_width(M: int, N: int, V: Lanes) -> int:
-    """Columns of as many panels as N columns take."""
-    width = _panel_width(M, V)
-    return -(-N // width) * width
-
-
 def _cut_by_rows(product: Array, V: Lanes) -> int:
     """Let the blocks of a product be whole rows; gives how many blocks there are."""
     M, N = int(product["M"]), int(product["N"])
     product["row_block"] = product["item_rows"] = ROWS
-    product["col_block"] = _row_width(M, N, V)
+    product["col_block"] = row_width(M, N, V)
     return -(-M // ROWS)
 
 
@@ -251,19 +236,26 @@ class CPUBackend(KernelBackend):
 
     def _add_product(self, program: CPUProgram, finish: Key, product: Array, job: Array, alive: tuple[Any, ...]) -> None:
         (name, dtype, _), recorded = finish, program is self.recorder
-        kernel, V, (M, N, K) = ("product", dtype), lanes(dtype), (int(product[size]) for size in "MNK")
-        if program.by_rows and self._small(M) >= M * N * K and _row_width(M, N, V) <= MAX_COLS:
+        V, (M, N, K) = lanes(dtype), (int(product[size]) for size in "MNK")
+        kernel = "thin" if is_thin(M, V) else "product", dtype
+        if program.by_rows and self._small(M) >= M * N * K and row_width(M, N, V) <= MAX_COLS:
             blocks = _cut_by_rows(product, V)
             program.finish(product, finish, job)
             program.add(kernel, product, blocks, (job, alive), rows=ROWS)
             return
-        rows, cols = product["row_block"], product["col_block"] = self._blocks(name, M, N, K, V)
-        down, across, chunks = -(-M // rows), -(-N // cols), -(-K // CHUNK)
+        chunks = -(-K // CHUNK)
+        in_chunks = chunks if recorded and not program.joining else 1  # that could be products of their own
+        if is_thin(M, V):
+            rows, cols = thin_block(M, N, V, bool(product["B_transposed"]), in_chunks, self._wanted)
+        else:
+            rows, cols = product_block(name, M, N, K, V, self._wanted)
+        product["row_block"], product["col_block"] = rows, cols
+        down, across = -(-M // rows), -(-N // cols)
         # blocks below each other share what is packed of B: in one item if it is one chunk, otherwise packed ahead
         shared = -(-down // -(-self._wanted // across)) if chunks == 1 and rows > V.rows else 1
         product["item_rows"], items = shared * rows, -(-down // shared) * across
-        if recorded and chunks > 1 and down * across < self._wanted and not program.joining:
-            self._add_chunks(program, finish, product, items, job, alive)
+        if in_chunks > 1 and down * across < self._wanted:
+            self._add_chunks(program, kernel, finish, product, items, job, alive)
             return
         program.finish(product, finish, job)
         for field, its in zip(("reads_row", "reads1", "reads2", "reads3"), _READS[name], strict=False):
@@ -280,7 +272,7 @@ class CPUBackend(KernelBackend):
         return _SMALL if -(-rows // ROWS) >= self.threads else _SMALL >> 4  # where threads would have nothing to do
 
     def _add_chunks(
-        self, program: CPUProgram, finish: Key, product: Array, blocks: int, job: Array, alive: tuple[Any, ...]
+        self, program: CPUProgram, kernel: Key, finish: Key, product: Array, blocks: int, job: Array, alive: tuple[Any, ...]
     ) -> None:
         """A product in two stages: the chunks of k on their own, so that there is work for all threads, then their sum."""
         dtype, (M, N, K) = finish[1], (int(product[size]) for size in "MNK")
@@ -293,7 +285,7 @@ class CPUBackend(KernelBackend):
                 chunk["A"], chunk["B"] = product["A"] + k * product["A_k"], product["B"] + k * B_k
                 chunk["K"] = min(CHUNK, K - k)
                 program.finish(chunk, ("dense_gradient", dtype, "store"), of_chunk)
-                program.add(("product", dtype), chunk, blocks, (of_chunk, sums, alive))
+                program.add(kernel, chunk, blocks, (of_chunk, sums, alive))
         whole = new_record(
             records.CHUNKS, sums=address_of(sums), sums_row=sums.strides[1], sums_chunk=sums.strides[0], chunks=len(sums),
             product=product,
@@ -306,22 +298,15 @@ class CPUBackend(KernelBackend):
 
     def _launch_gradient(self, dtype: str, rule: str, product: Array, job: Array, sums: Array, *alive: Any) -> None:
         with self.together():
-            self._launch_product("dense_gradient", dtype, rule, product, job, *alive)
+            if product["K"] <= _FEW:
+                self._launch_few(dtype, rule, product, job, *alive)
+            else:
+                self._launch_product("dense_gradient", dtype, rule, product, job, *alive)
             self._launch("column_sum", dtype, (rule,), sums, int(sums["columns"]), *alive)
 
-    def _blocks(self, name: str, M: int, N: int, K: int, V: Lanes) -> tuple[int, int]:
-        """Rows and columns of a thread's block of C: evenly cut, and so small that every thread has several."""
-        # with a chunk of both operands it lies in the second cache, which is smaller where registers are, mostly
-        most_rows, most_cols = TALL_BLOCK if V.rows == 8 and name != "dense_gradient" else WIDE_BLOCK
-        width = _panel_width(M, V)
-        rows, cols = _even(M, most_rows, V.rows), _even(N, most_cols, width)
-        while -(-M // rows) * -(-N // cols) < self._wanted:
-            shorter, narrower = rows > 4 * V.rows, cols > (2 if K > CHUNK else 1) * width
-            # a gradient's rows first: two threads that write to the same rows of W take each other's cache lines away
-            if shorter and (name == "dense_gradient" or not narrower):
-                rows = _even(M, rows // 2, V.rows)
-            elif narrower:
-                cols = _even(N, cols // 2, width)
-            else:
-                break
-        return rows, cols
+    def _launch_few(self, dtype: str, rule: str, product: Array, job: Array, *alive: Any) -> None:
+        """dW of so few examples that W takes longer to come than dW to compute."""
+        M, N, K = (int(product[size]) for size in "MNK")
+        rows, cols = product["item_rows"], product["col_block"] = few_block(M, N, K, lanes(dtype), self._wanted)
+        product["finish_job"] = address_of(job)
+        self._launch("few_examples", dtype, (rule,), product, -(-M // rows) * -(-N // cols), job, *alive)

@@ -14,11 +14,13 @@ from typing import Any
 # name of a kernel: file and function that make it
 _MAKERS = {
     "product": ("product", "product"),
-    "pack_panels": ("product", "pack_panels"),
+    "thin": ("thin", "thin"),
+    "pack_panels": ("panels", "pack_panels"),
     "add_chunks": ("product", "add_chunks"),
     "dense_forward": ("dense_forward", "finish"),
     "hidden_delta": ("hidden_delta", "finish"),
     "dense_gradient": ("dense_gradient", "finish"),
+    "few_examples": ("dense_gradient", "few_examples"),
     "column_sum": ("dense_gradient", "column_sum"),
     "update": ("update", "update"),
     "output_delta": ("output_delta", "output_delta"),

@@ -19,6 +19,8 @@ GRAIN = dict.fromkeys(ROWWISE, ROWS) | {  # of work in an item
     "example_norms": 16, "clip_examples": 16,
 }  # fmt: skip
 TALL_BLOCK, WIDE_BLOCK = BLOCKS = (256, 128), (132, 256)  # rows and columns, at most, of a thread's block of a product
+# products of few rows: vectors of a tile, rows of a transposed operand's panel, columns of a block
+THIN_VECTORS, THIN_PART, THIN_COLS = 4, 64, 1024
 MAX_ROWS, MAX_COLS = (max(sizes) for sizes in zip(*BLOCKS, strict=True))
 MAX_BLOCK = max(rows * cols for rows, cols in BLOCKS)
 
@@ -47,11 +49,6 @@ class Lanes:
     @property
     def itemsize(self) -> int:
         return int(np.dtype(self.dtype).itemsize)
-
-    @property
-    def broad(self) -> int:
-        """Vectors of the tiles of two rows, where there are no more: as many sums as the largest tile has."""
-        return self.rows * self.vectors // 2
 
     @property
     def width(self) -> int:

@@ -17,21 +17,11 @@ from collections.abc import Callable
 from typing import Any
 
 from .machine import CHUNK, Lanes
+from .panels import pack, pack_transposed, panels_of_blocks
 from .records import CHUNKS, PRODUCT, offset
 from .team import call, record
 from .tile import tile_add, tile_fma, tile_store, tile_zeros
-from .vector import (
-    copy_bytes,
-    copy_row,
-    inlined,
-    load_first,
-    load_up_to,
-    njit,
-    prefetch,
-    splat,
-    store,
-    transpose,
-)
+from .vector import copy_bytes, copy_row, inlined, load_up_to, njit, prefetch, store
 
 Later = tuple[int, int, int]  # what is soon to be read: its address, the bytes between its rows, and its columns
 Reads = tuple[tuple[int, int, int], int]  # the matrices (0: none) that finish will read, and the bytes between their rows
@@ -80,7 +70,8 @@ def _bring(V: Lanes) -> Any:
     return bring
 
 
-def _rows_product(V: Lanes, tallest: int, vectors: int) -> Any:
+def _rows_product(V: Lanes, vectors: int) -> Any:
+    tallest = V.rows
     tall, four, two, one = (_tile_product(V, rows, vectors) for rows in (tallest, 4, 2, 1))
     pair = 8 if tallest == 6 else 0  # 4 + 4 rows are done sooner than 6 + 2: few sums wait for each other
     bring, size, width, neighbours = _bring(V), V.itemsize, V.width, V.vectors
@@ -105,52 +96,16 @@ def _rows_product(V: Lanes, tallest: int, vectors: int) -> Any:
             offset += tallest * reads[1]
             tall(A, A_row, A_k, B, B_k, K, C, C_row, first, 0)
             A, C, rows = A + tallest * A_row, C + tallest * C_row, rows - tallest
-        if tallest > 4:
-            while rows >= 4:
-                four(A, A_row, A_k, B, B_k, K, C, C_row, first, 0)
-                A, C, rows = A + 4 * A_row, C + 4 * C_row, rows - 4
-        if tallest > 2 and rows >= 2:
+        while rows >= 4:
+            four(A, A_row, A_k, B, B_k, K, C, C_row, first, 0)
+            A, C, rows = A + 4 * A_row, C + 4 * C_row, rows - 4
+        if rows >= 2:
             two(A, A_row, A_k, B, B_k, K, C, C_row, first, 0)
             A, C, rows = A + 2 * A_row, C + 2 * C_row, rows - 2
         if rows == 1:
             one(A, A_row, A_k, B, B_k, K, C, C_row, first, 0)
 
     return rows_product
-
-
-def _pack(V: Lanes) -> Any:
-    lanes, size = V.lanes, V.itemsize
-
-    @njit
-    def pack(B: int, B_row: int, K: int, cols: int, panel: int, panel_row: int) -> None:
-        """Copy K x cols numbers into a panel, filled up with zeros to whole vectors."""
-        for k in range(K):
-            for c in range(0, cols, lanes):
-                vector = load_up_to(V, B + k * B_row + c * size, min(lanes, cols - c))
-                store(panel + k * panel_row + c * size, vector)
-
-    return pack
-
-
-def _pack_transposed(V: Lanes) -> Any:
-    lanes, size = V.lanes, V.itemsize
-
-    @njit
-    def pack_transposed(B: int, B_row: int, K: int, cols: int, panels: int, width: int, square: int) -> None:
-        """The same from the transposed matrix: row c at B + c B_row holds column c of the panels."""
-        for c in range(0, cols, lanes):
-            column, panel_row = panels + c // width * width * CHUNK * size + c % width * size, width * size
-            for k in range(0, K, lanes):
-                source, target = B + c * B_row + k * size, column + k * panel_row
-                if K - k >= lanes and cols - c >= lanes:
-                    transpose(V, source, B_row, target, panel_row)
-                else:  # an edge: through a full square
-                    for r in range(lanes):
-                        row = load_first(V, source + r * B_row, min(K - k, lanes)) if r < cols - c else splat(V, 0.0)
-                        store(square + r * lanes * size, row)
-                    transpose(V, square, lanes * size, target, panel_row)
-
-    return pack_transposed
 
 
 @njit
@@ -166,28 +121,12 @@ def part_of(job: int, item: int) -> tuple[int, int, int, int]:
     return row, min(p.item_rows, p.M - row), col, min(p.col_block, p.N - col)
 
 
-def _panels_of(V: Lanes) -> Any:
-    size = V.itemsize
-
-    @njit
-    def panels_of(job: int, k: int, col: int) -> int:
-        """Where pack_panels puts a chunk of B for the blocks that begin at column `col`."""
-        p = record(PRODUCT, job)
-        chunks = (p.K + CHUNK - 1) // CHUNK
-        address: int = p.panels + (col // p.col_block * chunks + k // CHUNK) * CHUNK * p.col_block * size
-        return address
-
-    return panels_of
-
-
 def product(V: Lanes) -> Callable[..., None]:
     """The kernel for one dtype; its job is a PRODUCT record."""
-    TILE_ROWS, WIDTH, BROAD, lanes, size = V.rows, V.width, V.broad * V.lanes, V.lanes, V.itemsize
-    wide, narrow, broad = (
-        _rows_product(V, rows, vectors) for rows, vectors in ((V.rows, V.vectors), (V.rows, 1), (2, V.broad))
-    )
+    TILE_ROWS, WIDTH, lanes, size = V.rows, V.width, V.lanes, V.itemsize
+    wide, narrow = (_rows_product(V, vectors) for vectors in (V.vectors, 1))
     packing = _tile_product(V, V.rows, V.vectors, True)
-    bring, pack, pack_transposed, panels_of = _bring(V), _pack(V), _pack_transposed(V), _panels_of(V)
+    bring, fill, fill_transposed, panels_of = _bring(V), pack(V), pack_transposed(V), panels_of_blocks(V)
     BLOCK, SQUARE, COLUMNS = V.block_start, V.square_start, V.columns_start
 
     @inlined
@@ -195,8 +134,7 @@ def product(V: Lanes) -> Callable[..., None]:
         """A block of C, in an item that ends at row `end`.  packed: the one chunk of B there is, for the block above."""
         p = record(PRODUCT, job)
         panels, block, square, columns_of_A = scratch, scratch + BLOCK, scratch + SQUARE, scratch + COLUMNS
-        width = BROAD if p.M < TILE_ROWS else WIDTH  # of a panel
-        C_row, panel_row = p.col_block * size, width * size
+        C_row, panel_row = p.col_block * size, WIDTH * size
         packed = packed or p.panels != 0
         for k in range(0, p.K, CHUNK):
             if p.panels != 0:
@@ -211,15 +149,15 @@ def product(V: Lanes) -> Callable[..., None]:
                 A, A_k = columns_of_A, rows * size
             reads = (p.reads1, p.reads2, p.reads3) if k + CHUNK >= p.K else (0, 0, 0), p.reads_row
             if p.B_transposed and not packed:
-                pack_transposed(p.B + col * p.B_row + k * size, p.B_row, K, cols, panels, width, square)
-            for c in range(0, cols, width):
+                fill_transposed(p.B + col * p.B_row + k * size, p.B_row, K, cols, panels, WIDTH, square)
+            for c in range(0, cols, WIDTH):
                 panel, source = panels + c * CHUNK * size, p.B + k * p.B_row + (col + c) * size
                 offset = row * p.reads_row + (col + c) * size
                 tile_A, C, B, B_k, left = A, block + c * size, panel, panel_row, rows
                 if packed or p.B_transposed:
                     pass  # the panel is there
-                elif cols - c < width:
-                    pack(source, p.B_row, K, cols - c, panel, panel_row)
+                elif cols - c < WIDTH:
+                    fill(source, p.B_row, K, cols - c, panel, panel_row)
                 elif rows <= TILE_ROWS:  # too few rows are not worth a copy
                     B, B_k = source, p.B_row
                 else:
@@ -228,20 +166,18 @@ def product(V: Lanes) -> Callable[..., None]:
                     packing(A, p.A_row, A_k, source, p.B_row, K, C, C_row, first, panel)
                     tile_A, C, left = A + TILE_ROWS * p.A_row, C + TILE_ROWS * C_row, rows - TILE_ROWS
                 # the share of this panel in what comes next: another chunk, or the block below
-                later = K // ((cols + width - 1) // width) if rows >= TALL and (next_k > k or next_row < end) else 0
-                there = next_k + c // width * later
+                later = K // ((cols + WIDTH - 1) // WIDTH) if rows >= TALL and (next_k > k or next_row < end) else 0
+                there = next_k + c // WIDTH * later
                 later_A = p.A + next_row * p.A_row + there * p.A_k, p.A_k, A_cols
                 later_B = p.B + there * p.B_row + col * size, p.B_row, cols if next_k > k and not packed else 0
                 if p.B_transposed and not packed:
-                    later = min(later, width)
+                    later = min(later, WIDTH)
                     later_B = p.B + (col + c) * p.B_row + next_k * size, p.B_row, CHUNK if next_k > k else 0
                 soon = later, later_A, later_B
                 if cols - c <= lanes:
                     narrow(tile_A, p.A_row, A_k, B, B_k, K, C, C_row, first, left, soon, reads, offset)
-                elif width == WIDTH:
-                    wide(tile_A, p.A_row, A_k, B, B_k, K, C, C_row, first, left, soon, reads, offset)
                 else:
-                    broad(tile_A, p.A_row, A_k, B, B_k, K, C, C_row, first, left, soon, reads, offset)
+                    wide(tile_A, p.A_row, A_k, B, B_k, K, C, C_row, first, left, soon, reads, offset)
         call(p.finish, (p.finish_job, block, C_row, row, rows, col, cols))
 
     def product(job: int, scratch: int, step: int, item: int) -> None:
@@ -251,27 +187,6 @@ def product(V: Lanes) -> Callable[..., None]:
             block_product(job, scratch, row, min(p.row_block, start + rows - row), start + rows, col, cols, row > start)
 
     return product
-
-
-def pack_panels(V: Lanes) -> Callable[..., None]:
-    """Where many blocks of C take the same part of B: this packs all of B ahead of the product, whose PRODUCT record is the
-    job."""
-    WIDTH, size, SQUARE = V.width, V.itemsize, V.square_start
-    panels_of, pack, pack_transposed = _panels_of(V), _pack(V), _pack_transposed(V)
-
-    def pack_panels(job: int, scratch: int, step: int, item: int) -> None:
-        p = record(PRODUCT, job)
-        chunks = (p.K + CHUNK - 1) // CHUNK
-        k, col = item % chunks * CHUNK, item // chunks * p.col_block
-        K, cols, panels = min(CHUNK, p.K - k), min(p.col_block, p.N - col), panels_of(job, k, col)
-        if p.B_transposed:
-            pack_transposed(p.B + col * p.B_row + k * size, p.B_row, K, cols, panels, WIDTH, scratch + SQUARE)
-        else:
-            for c in range(0, cols, WIDTH):
-                source = p.B + k * p.B_row + (col + c) * size
-                pack(source, p.B_row, K, min(WIDTH, cols - c), panels + c * CHUNK * size, WIDTH * size)
-
-    return pack_panels
 
 
 def add_chunks(V: Lanes) -> Callable[..., None]:

@@ -51,6 +51,18 @@ def tile_zeros(typingctx: Any, V: Any, rows: Any, vectors: Any) -> Any:
 
 
 @intrinsic(prefer_literal=True)
+def tile_load(typingctx: Any, V: Any, rows: Any, vectors: Any, address: Any, row_stride: Any) -> Any:
+    """The tile at the address, its rows row_stride bytes apart."""
+    tile = Tile(V.vector, rows.literal_value, vectors.literal_value)
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        addresses = _tile_addresses(builder, args[3], args[4], tile)
+        return _pack(builder, [emit_load(builder, address, tile.vector) for address in addresses], tile)
+
+    return tile(V, rows, vectors, types.intp, types.intp), emit
+
+
+@intrinsic(prefer_literal=True)
 def tile_fma(typingctx: Any, tile: Any, steps: Any, a: Any, a_row: Any, a_k: Any, b: Any, b_k: Any) -> Any:
     """tile[r, :] = fma(A[r, k], B[k, :], tile[r, :]) for k = 0 .. steps - 1.
 
@@ -73,6 +85,16 @@ def tile_fma(typingctx: Any, tile: Any, steps: Any, a: Any, a_row: Any, a_k: Any
         return _pack(builder, acc, tile)
 
     return tile(tile, steps, *(types.intp,) * 5), emit
+
+
+@intrinsic(prefer_literal=True)
+def tile_vector(typingctx: Any, tile: Any, index: Any) -> Any:
+    """One vector of a tile of one row."""
+
+    def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.extract_value(args[0], index.literal_value)
+
+    return tile.vector(tile, index), emit
 
 
 @intrinsic

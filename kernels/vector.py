@@ -463,23 +463,32 @@ def prefetch(typingctx: Any, V: Any, vectors: Any, address: Any) -> Any:
 def transpose(typingctx: Any, V: Any, source: Any, source_row: Any, target: Any, target_row: Any) -> Any:
     """Copy a square block of lanes x lanes numbers, transposed in registers: log2(lanes) rounds of shuffles."""
     vector, lanes = V.vector, V.vector.lanes
+    part = 16 // vector.itemsize  # processors shuffle within 16 bytes sooner than across
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        def pairs(rows: list[Any], apart: int, low: list[int], high: list[int]) -> list[tuple[Any, Any]]:
+            masks = [ir.Constant(ir.VectorType(I32, lanes), mask) for mask in (low, high)]
+            first = [i for i in range(lanes) if i & apart == 0]
+            return [tuple(builder.shuffle_vector(rows[i], rows[i + apart], mask) for mask in masks) for i in first]
+
         _, source, source_row, target, target_row = args
         rows = [
             emit_load(builder, builder.add(source, builder.mul(source_row, source_row.type(i))), vector) for i in range(lanes)
         ]
         half = lanes // 2
-        while half:  # swap the off-diagonal quarters of ever smaller square blocks
+        while half >= part:  # swap the off-diagonal quarters of ever smaller square blocks
             low = [i if i & half == 0 else i - half + lanes for i in range(lanes)]
             high = [i + half if i & half == 0 else i + lanes for i in range(lanes)]
-            mask_low, mask_high = (ir.Constant(ir.VectorType(I32, lanes), m) for m in (low, high))
-            for i in range(lanes):
-                if i & half == 0:
-                    a, b = rows[i], rows[i + half]
-                    rows[i] = builder.shuffle_vector(a, b, mask_low)
-                    rows[i + half] = builder.shuffle_vector(a, b, mask_high)
+            first = [i for i in range(lanes) if i & half == 0]
+            for i, (a, b) in zip(first, pairs(rows, half, low, high), strict=True):
+                rows[i], rows[i + half] = a, b
             half //= 2
+        unit = 1
+        while unit < part:  # in each part of 16 bytes, interleave its halves, by ever more numbers at a time
+            low = [i - i % part + i % part // (2 * unit) * unit + i % unit + (i & unit and lanes) for i in range(lanes)]
+            high = [i + part // 2 for i in low]
+            rows = [row for pair in pairs(rows, unit, low, high) for row in pair]
+            unit *= 2
         for i, row in enumerate(rows):
             emit_store(builder, row, builder.add(target, builder.mul(target_row, target_row.type(i))), vector)
         return context.get_dummy_value()

@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bpgpu import kernels, team
+from bpgpu.blocks import product_block, thin_block
 from bpgpu.cpu import CPUBackend, CPUProgram
 from bpgpu.kernels import compiler
-from bpgpu.kernels.machine import MAX_BLOCK, MAX_COLS, MAX_ROWS, Lanes
+from bpgpu.kernels.machine import CHUNK, MAX_BLOCK, MAX_COLS, MAX_ROWS, THIN_PART, THIN_VECTORS, Lanes
 from bpgpu.team import thread_count
 
 ROOT = Path(__file__).parent.parent
@@ -55,11 +56,23 @@ def test_a_block_of_a_product_fits_into_its_threads_memory(
 ) -> None:
     lanes, rows, vectors = machine
     V = Lanes(f"float{32 * words}", lanes // words, rows, vectors)
-    block_rows, block_cols = CPUBackend(threads)._blocks(name, M, N, K, V)
+    block_rows, block_cols = product_block(name, M, N, K, V, 6 * threads)
     assert 1 <= block_rows <= MAX_ROWS
     assert 1 <= block_cols <= MAX_COLS
     assert block_cols % V.lanes == 0  # the vectors of a row are whole
     assert block_rows * block_cols <= MAX_BLOCK
+
+
+@given(SIZES, st.integers(1, 20), st.booleans(), st.integers(1, 64), st.sampled_from(MACHINES), st.sampled_from([1, 2]))
+def test_so_does_a_block_of_few_rows(
+    N: int, chunks: int, transposed: bool, threads: int, machine: tuple[int, int, int], words: int
+) -> None:
+    lanes, rows, vectors = machine
+    V = Lanes(f"float{32 * words}", lanes // words, rows, vectors)
+    M, cols = thin_block(rows - 1, N, V, transposed, chunks, 6 * threads)
+    assert cols >= 1 and cols % (THIN_VECTORS * V.lanes) == 0  # the tiles of a row are whole
+    assert 2 * M * cols <= MAX_BLOCK  # the sums of a chunk are beside it
+    assert THIN_PART * cols <= CHUNK * MAX_COLS  # the panel of a transposed operand
 
 
 def test_thread_count_respects_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:

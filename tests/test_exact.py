@@ -40,6 +40,7 @@ SHAPES = [
     *((9, 17, K) for K in (255, 256, 257, 513, 1000)),
     *((K, 19, 33) for K in (255, 256, 257, 513, 1000)),
     *((7, w, w) for w in (15, 16, 17, 31, 32, 33, 63, 64, 65)),
+    (1, 300, 1100), (1, 1100, 300), (2, 65, 2100), (3, 520, 66), (4, 257, 130), (5, 129, 1030), (8, 70, 1100),  # thin ones
     (65, 64, 63), (191, 5, 129), (192, 6, 128), (193, 7, 127), (6, 31, 97), (12, 193, 24), (13, 385, 47),
 ]  # fmt: skip
 
@@ -257,7 +258,9 @@ def test_update(
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 7, 3), (257, 19, 33), (700, 33, 17), (1, 65, 31), (513, 200, 9)], ids=name_of)
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (5, 7, 3), (257, 19, 33), (700, 33, 17), (1, 65, 31), (8, 3, 130), (513, 200, 9)], ids=name_of
+)
 def test_dense_update_is_gradient_then_update(
     rule: str, shape: tuple[int, int, int], dtype: np.dtype, cpu: Backend, rng: np.random.Generator
 ) -> None:
@@ -284,7 +287,11 @@ def test_dense_update_is_gradient_then_update(
             assert_same_bits(hand, wanted, name)
 
 
-@pytest.mark.parametrize("shape", [(32, 784, 128), (5, 700, 33), (1, 1000, 10), (33, 257, 7), (9, 1300, 300)], ids=name_of)
+@pytest.mark.parametrize(
+    "shape",
+    [(32, 784, 128), (5, 700, 33), (1, 1000, 10), (1, 784, 1100), (3, 4100, 70), (33, 257, 7), (9, 1300, 300)],
+    ids=name_of,
+)
 def test_chunks_of_few_blocks_on_several_threads(
     shape: tuple[int, int, int], dtype: np.dtype, cpu: Backend, rng: np.random.Generator
 ) -> None:
@@ -707,7 +714,8 @@ for dtype in ("float32", "float64"):
   for at_end in (True, False):
     def new(*shape): return edge(rng.standard_normal(shape).astype(dtype), at_end)
     for b in (CPUBackend(threads=1), CPUBackend(threads=2)):
-      for n, i, o in ((1, 1, 1), (5, 7, 3), (33, 257, 19), (6, 16, 16), (7, 33, 15), (300, 17, 31), (2, 64, 65), (193, 3, 9)):
+      for n, i, o in ((1, 1, 1), (5, 7, 3), (33, 257, 19), (6, 16, 16), (7, 33, 15), (300, 17, 31), (2, 64, 65), (193, 3, 9),
+                      (1, 300, 77), (3, 70, 261)):
         X, W, bias, Z, D, S = new(n, i), new(i, o), new(o), new(n, o), new(n, o), new(n, i)
         v, hyper = (new(i, o), new(o)), edge(np.full((2, 9), .1, dtype), at_end)
         b.dense_forward(X, W, bias, "relu", A=new(n, o), Z=Z)
