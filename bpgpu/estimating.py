@@ -23,7 +23,7 @@ try:
     from sklearn.base import BaseEstimator, is_regressor
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.model_selection import train_test_split
-    from sklearn.utils import check_random_state, column_or_1d, shuffle
+    from sklearn.utils import check_random_state, column_or_1d
     from sklearn.utils._param_validation import Interval, StrOptions
     from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
     from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
@@ -247,7 +247,7 @@ class Perceptron(BaseEstimator):
             """Made of the one before, of which a resumed fit has seen none."""
             nonlocal rows, drawn
             while drawn <= epoch:
-                rows, drawn = np.asarray(shuffle(rows, random_state=self._random_state)), drawn + 1
+                rows, drawn = rows[self._random_state.permutation(n)], drawn + 1
             return rows
 
         course = Course(self, held_back)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -204,15 +205,26 @@ def test_importing_is_light() -> None:
     assert out.strip() == "[]"
 
 
-def test_second_process_compiles_nothing_and_says_nothing(tmp_path: Path) -> None:
-    first, second = (python(TRAIN, BPGPU_CACHE_DIR=str(tmp_path / "kernels")) for _ in range(2))
-    assert first.stderr.count("compiling CPU kernels") == 1 and str(tmp_path) in first.stderr
+Compiled = tuple[Path, subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
+    """The folder of all kernels that TRAIN needs, and what the process that compiled them printed."""
+    folder = tmp_path_factory.mktemp("compiled") / "kernels"
+    return folder, python(TRAIN, BPGPU_CACHE_DIR=str(folder), NUMBA_NUM_THREADS="2")
+
+
+def test_second_process_compiles_nothing_and_says_nothing(compiled: Compiled) -> None:
+    folder, first = compiled
+    second = python(TRAIN, BPGPU_CACHE_DIR=str(folder))
+    assert first.stderr.count("compiling CPU kernels") == 1 and str(folder) in first.stderr
     assert second.stderr == ""
     assert first.stdout.split()[1] == "True" and second.stdout.split()[1] == "False"  # Numba imported?
     assert first.stdout.split()[0] == second.stdout.split()[0]
 
 
-def test_a_process_beside_compiles_the_product(tmp_path: Path) -> None:
+def test_a_process_beside_compiles_the_product(tmp_path: Path, compiled: Compiled) -> None:
     """On several threads; and where another process cannot be had, or fails, all is compiled in this one."""
     code = f"""
 import subprocess, sys
@@ -224,7 +236,7 @@ class Popen(subprocess.Popen):
 subprocess.Popen = Popen
 sys.executable = {{executable}}
 from bpgpu.kernels import compiler
-compiler.LONGEST = 10
+compiler.LONGEST = {{longest}}
 {TRAIN}
 print(started)
 """
@@ -237,25 +249,30 @@ print(started)
         "another program": ("'/bin/false'", "2", "[]"), "no file": ("'/no/python'", "2", "[True]"),
         "failing": (repr(str(failing)), "2", "[True]"), "hanging": (repr(str(hanging)), "2", "[True]"),
     }  # fmt: skip
-    digests = set()
     for name, (executable, threads, expected) in cases.items():
-        cache = {"BPGPU_CACHE_DIR": str(tmp_path / name), "NUMBA_NUM_THREADS": threads}
-        done = python(code.format(executable=executable), **cache)
+        folder = shutil.copytree(compiled[0], tmp_path / name)
+        missing = [file for file in folder.iterdir() if re.search(rb"product7product|4team6leader", file.read_bytes())]
+        assert len(missing) == 2
+        for file in missing:  # the other kernels are not compiled seven times
+            file.unlink()
+        cache = {"BPGPU_CACHE_DIR": str(folder), "NUMBA_NUM_THREADS": threads}
+        done = python(code.format(executable=executable, longest=2 if name == "hanging" else 60), **cache)
         trained, started = done.stdout.splitlines()
         assert done.stderr.count("compiling") == 1 and started == expected, name
         assert python(TRAIN, **cache).stderr == ""  # nothing is left to compile
-        digests.add(trained.split()[0])
-    assert len(digests) == 1
+        assert trained.split()[0] == compiled[1].stdout.split()[0]
 
 
-def test_damaged_kernels_are_compiled_again(tmp_path: Path) -> None:
-    good = python(TRAIN, BPGPU_CACHE_DIR=str(tmp_path)).stdout.split()[0]
-    for i, file in enumerate(sorted(tmp_path.iterdir())):
+def test_damaged_kernels_are_compiled_again(tmp_path: Path, compiled: Compiled) -> None:
+    folder = shutil.copytree(compiled[0], tmp_path / "kernels")
+    files = sorted(folder.iterdir(), key=lambda file: file.stat().st_size)[:-1]  # the largest takes longest to compile
+    assert len(files) >= 4
+    for i, file in enumerate(files):
         content = file.read_bytes()
         file.write_bytes((b"", content[: len(content) // 2], content[:-1] + bytes([content[-1] ^ 1]), b"x" * 100)[i % 4])
-    again = python(TRAIN, BPGPU_CACHE_DIR=str(tmp_path))
-    assert again.stdout.split()[0] == good and "compiling" in again.stderr
-    assert python(TRAIN, BPGPU_CACHE_DIR=str(tmp_path)).stderr == ""
+    again = python(TRAIN, BPGPU_CACHE_DIR=str(folder))
+    assert again.stdout.split()[0] == compiled[1].stdout.split()[0] and "compiling" in again.stderr
+    assert python(TRAIN, BPGPU_CACHE_DIR=str(folder)).stderr == ""
 
 
 def test_ctrl_c_while_compiling_comes_after_it(tmp_path: Path) -> None:
@@ -284,12 +301,13 @@ def test_no_writable_folder_is_said_and_works(tmp_path: Path) -> None:
     assert "not kept" in result.stderr
 
 
-def test_an_edited_kernel_is_compiled_again(tmp_path: Path) -> None:
+def test_an_edited_kernel_is_compiled_again(tmp_path: Path, compiled: Compiled) -> None:
     copy = tmp_path / "copy"
     for name in ("bpgpu", "kernels"):
         shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    cache = {"BPGPU_CACHE_DIR": str(tmp_path / "kernels")}
+    cache = {"BPGPU_CACHE_DIR": str(shutil.copytree(compiled[0], tmp_path / "kernels"))}
     first = python(TRAIN, copy, **cache)
+    assert first.stderr == ""  # the same texts elsewhere
     update = copy / "kernels" / "update.py"
     text = update.read_text()
     assert text.count("fma(minus_rate, u,") == 1
