@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .machine import CHUNK, Lanes
+from .machine import CHUNK, ROWS, Lanes
 from .panels import pack, pack_transposed, panels_of_blocks
 from .records import CHUNKS, PRODUCT, offset
 from .team import call, record
@@ -158,7 +158,7 @@ def product(V: Lanes) -> Callable[..., None]:
                     pass  # the panel is there
                 elif cols - c < WIDTH:
                     fill(source, p.B_row, K, cols - c, panel, panel_row)
-                elif rows <= TILE_ROWS:  # too few rows are not worth a copy
+                elif rows <= ROWS:  # too few rows are not worth a copy
                     B, B_k = source, p.B_row
                 else:
                     bring(reads, offset)

@@ -5,6 +5,7 @@ pytest runs in two processes, but for what is printed (-s): most of the time goe
 
 from __future__ import annotations
 
+import signal
 import zlib
 from functools import cache
 from typing import Any
@@ -25,6 +26,11 @@ settings.load_profile("busy")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require-gpu", action="store_true", help="tests that find no GPU fail, instead of being skipped")
+
+
+def pytest_configure() -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as under nohup: the tests of Ctrl-C want it to be heard
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
