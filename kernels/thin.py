@@ -75,6 +75,7 @@ def thin(V: Lanes) -> Callable[..., None]:
         p = record(PRODUCT, job)
         K, A, C_row, panel = min(CHUNK, p.K - k), p.A + row * p.A_row + k * p.A_k, p.col_block * size, scratch
         whole, filled = cols // WIDTH * WIDTH, (cols + WIDTH - 1) // WIDTH * WIDTH
+        first = K > 0  # and no literal, for which Numba would compile all of it once more
         if p.B_transposed:
             B = p.B + col * p.B_row + k * size
             for start in range(0, K, THIN_PART):
@@ -84,11 +85,11 @@ def thin(V: Lanes) -> Callable[..., None]:
                 A += part * p.A_k
         else:
             B = p.B + k * p.B_row + col * size
-            multiply(A, p.A_row, p.A_k, B, p.B_row, K, C, C_row, rows, whole, K > 0, STEPS)
+            multiply(A, p.A_row, p.A_k, B, p.B_row, K, C, C_row, rows, whole, first, STEPS)
             if whole < cols:
                 C, panel_row = C + whole * size, (filled - whole) * size
                 fill(B + whole * size, p.B_row, K, cols - whole, panel, panel_row)
-                multiply(A, p.A_row, p.A_k, panel, panel_row, K, C, C_row, rows, filled - whole, K > 0, K)
+                multiply(A, p.A_row, p.A_k, panel, panel_row, K, C, C_row, rows, filled - whole, first, K)
 
     def thin(job: int, scratch: int, step: int, item: int) -> None:
         p = record(PRODUCT, job)
