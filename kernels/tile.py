@@ -27,6 +27,10 @@ def _tile_addresses(builder: Any, address: Any, row_stride: Any, tile: Tile) -> 
     return [builder.add(row, row.type(v * size)) for row in rows for v in range(tile.vectors)]
 
 
+def _loaded(builder: Any, address: Any, row_stride: Any, tile: Tile) -> list[Any]:
+    return [emit_load(builder, at, tile.vector) for at in _tile_addresses(builder, address, row_stride, tile)]
+
+
 def _pack(builder: Any, values: list[Any], tile: Tile) -> Any:
     packed = ir.Constant(tile.llvm, ir.Undefined)
     for i, value in enumerate(values):
@@ -56,8 +60,7 @@ def tile_load(typingctx: Any, V: Any, rows: Any, vectors: Any, address: Any, row
     tile = Tile(V.vector, rows.literal_value, vectors.literal_value)
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        addresses = _tile_addresses(builder, args[3], args[4], tile)
-        return _pack(builder, [emit_load(builder, address, tile.vector) for address in addresses], tile)
+        return _pack(builder, _loaded(builder, args[3], args[4], tile), tile)
 
     return tile(V, rows, vectors, types.intp, types.intp), emit
 
@@ -115,9 +118,7 @@ def tile_add(typingctx: Any, address: Any, row_stride: Any, tile: Any) -> Any:
     """Memory plus the tile, as a tile."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        addresses = _tile_addresses(builder, args[0], args[1], tile)
-        values = _unpack(builder, args[2], tile)
-        sums = [builder.fadd(emit_load(builder, a, tile.vector), v) for a, v in zip(addresses, values, strict=True)]
-        return _pack(builder, sums, tile)
+        pairs = zip(_loaded(builder, args[0], args[1], tile), _unpack(builder, args[2], tile), strict=True)
+        return _pack(builder, [builder.fadd(there, value) for there, value in pairs], tile)
 
     return tile(types.intp, types.intp, tile), emit

@@ -485,7 +485,7 @@ def transpose(typingctx: Any, V: Any, source: Any, source_row: Any, target: Any,
             half //= 2
         unit = 1
         while unit < part:  # in each part of 16 bytes, interleave its halves, by ever more numbers at a time
-            low = [i - i % part + i % part // (2 * unit) * unit + i % unit + (i & unit and lanes) for i in range(lanes)]
+            low = [i - i % part + i % part // (2 * unit) * unit + i % unit + (lanes if i & unit else 0) for i in range(lanes)]
             high = [i + part // 2 for i in low]
             rows = [row for pair in pairs(rows, unit, low, high) for row in pair]
             unit *= 2
