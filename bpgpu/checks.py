@@ -91,6 +91,8 @@ def as_numbers(value: Any, name: str) -> np.ndarray:
 
     TypeError: a sparse matrix, any other dtype. ValueError: masked entries, ragged rows.
     """
+    if type(value) is np.ndarray and value.dtype.kind in "biuf":
+        return value  # what follows takes a while beside a step of a small network
     if hasattr(value, "toarray") and hasattr(value, "nnz"):
         raise TypeError(f"{name} is a sparse matrix; expected a dense array: pass {name}.toarray()")
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):

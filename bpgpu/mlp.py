@@ -7,7 +7,6 @@ Layer l = 0 .. L-1 has weights[l] (i, o) and biases[l] (o) and takes a[l] to a[l
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -230,13 +229,11 @@ class MLP(Design):
         MemoryError: the GPU has no room for such a batch; a size that fits is named.
         """
         X = self.matrix(X)
-        y, weight = self.targets(y, len(X)), None
-        if sample_weight is not None:
-            weight = self.sample_weights(sample_weight, len(X))
-        scale = self.scale(len(X)) if weight is None else self.normalized(weight)
+        y = self.targets(y, len(X))
+        weight = None if sample_weight is None else self.sample_weights(sample_weight, len(X))
         trainer = self.trainer(optimizer)
         trainer.clip = check_limit(clip_per_example)
-        return trainer.step(optimizer, X, y, scale, len(X) if weight is None else math.fsum(weight))
+        return trainer.step(optimizer, X, y, weight)
 
     def fit(
         self,

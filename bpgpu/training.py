@@ -7,6 +7,7 @@ fit() replays it for many batches a call, so that Python is not in the way.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,6 +20,8 @@ from .kernels.names import CHUNK, HYPER, RULES, SAVES_Z
 from .mlp import MLP
 from .optim import Optimizer
 from .per_example import clip, limit_array
+
+AHEAD = 64  # steps whose numbers train_step computes at once: it takes as long as for one
 
 
 class Step:
@@ -122,7 +125,8 @@ class Trainer:
         self.gradient, self.sums = None, None  # type: Array, Array # if a step writes it: laid out as theta, and its squares
         self.states: dict[str, Array] = {}  # each like theta
         self.steps_taken = 0
-        self.written: dict[str, Any] = {}  # the optimizer's attributes when `hyper` was written
+        self.written: dict[str, Any] = {}  # what the numbers in `hyper` were made of: the optimizer's attributes
+        self._ahead: tuple[int, np.ndarray[Any, Any]] = 0, np.empty(0)  # numbers that vary, from a step on
         self._steps: dict[tuple[Any, ...], tuple[Step, Program]] = {}
         self._lock = threading.Lock()
 
@@ -192,10 +196,17 @@ class Trainer:
 
     def prepare(self, optimizer: Optimizer, examples: float) -> None:
         """Bring the numbers of the coming step, on a batch of so many examples, to the device."""
-        present = vars(optimizer).copy()
-        if optimizer.varies or present != self.written:
-            self.net.backend.write(self.hyper, self.adopt(optimizer, [examples])[0])
-            self.written = present
+        present, varies, (first, numbers) = vars(optimizer).copy(), optimizer.varies, self._ahead
+        if optimizer.average_penalties:
+            present["examples"] = examples
+        if present != self.written or (varies and not first <= self.steps_taken < first + len(numbers)):
+            # a function is asked step by step: it may go by what has happened
+            steps = AHEAD if varies and not callable(optimizer.learning_rate) else 1
+            numbers = self.adopt(optimizer, [examples] * steps)
+            self._ahead, self.written = (first := self.steps_taken, numbers), present
+            self.net.backend.write(self.hyper, numbers[0])
+        elif varies:
+            self.net.backend.write(self.hyper, numbers[self.steps_taken - first])
 
     def aim(self, first: int) -> None:
         """Let the masks of dropout be those of steps first, first + 1, ..."""
@@ -208,15 +219,16 @@ class Trainer:
         for state in self.states.values():
             self.net.backend.write(state, np.zeros(state.shape, self.net.dtype))
 
-    def step(self, optimizer: Optimizer, X: Array, y: Array, scale: np.ndarray[Any, Any], examples: float) -> float:
+    def step(self, optimizer: Optimizer, X: Array, y: Array, weight: np.ndarray[Any, Any] | None) -> float:
         """One step on one batch (arrays as the network's checks leave them); the loss before the step."""
-        self.prepare(optimizer, examples)
-        b, key = self.net.backend, (len(X), y.ndim, len(scale) > 1, self.clip)
+        weighted = weight is not None
+        self.prepare(optimizer, len(X) if weight is None else math.fsum(weight))
+        b, key = self.net.backend, (len(X), y.ndim, weighted, self.clip)
         if key not in self._steps:
             if len(self._steps) == SIZES:
                 del self._steps[next(iter(self._steps))]
-            self.net.check_room(len(X), Step.bytes_each(self.net, y.ndim == 1, len(scale) > 1))
-            step = Step(self.net, len(X), y.ndim == 1, len(scale) > 1, limit=self.clip)
+            self.net.check_room(len(X), Step.bytes_each(self.net, y.ndim == 1, weighted))
+            step = Step(self.net, len(X), y.ndim == 1, weighted, limit=self.clip)
             with b.capture() as program:
                 step.record(self.losses, self.norms, self)
             self._steps[key] = step, program
@@ -224,7 +236,8 @@ class Trainer:
         with self._lock:  # what is given is not to be exchanged, or let go, by another Python thread
             b.give(program, step.X, X, changing=(self.net.theta, *self.states.values()))
             b.write(step.y, y)
-            b.write(step.scale, scale)
+            if weight is not None:
+                b.write(step.scale, self.net.normalized(weight))
             self.aim(self.steps_taken)
             program.run()
             self.steps_taken += 1
