@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-from .kernels.machine import CHUNK, TALL_BLOCK, THIN_COLS, THIN_VECTORS, WIDE_BLOCK, Lanes
-
-_FIRST_CACHE = 1 << 15  # bytes
+from .kernels.machine import CHUNK, FIRST_CACHE, TALL_BLOCK, THIN_COLS, THIN_VECTORS, WIDE_BLOCK, Lanes
 
 
 def even(length: int, most: int, unit: int) -> int:
@@ -55,7 +53,9 @@ def thin_block(M: int, N: int, V: Lanes, transposed: bool, chunks: int, wanted: 
     return M, cols
 
 
-def few_block(M: int, N: int, K: int, V: Lanes, wanted: int) -> tuple[int, int]:
-    """Rows and columns of W in an item of the gradient of few examples, whose deltas stay in the first cache."""
-    cols = even(N, _FIRST_CACHE // (K * V.itemsize), V.lanes)
-    return -(-M // -(-wanted // -(-N // cols))), cols
+def gradient_block(M: int, N: int, K: int, V: Lanes, wanted: int) -> tuple[str, int, int]:
+    """The kernel of kernels/dense_gradient.py for a gradient of one chunk, and rows and columns of W in an item."""
+    if V.rows < K:
+        return "one_chunk", *product_block("dense_gradient", M, N, K, V, wanted)
+    cols = even(N, FIRST_CACHE // (K * V.itemsize), V.lanes)  # the deltas stay in the first cache
+    return "few_examples", -(-M // -(-wanted // -(-N // cols))), cols

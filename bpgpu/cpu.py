@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .backend import Program
-from .blocks import few_block, is_thin, product_block, row_width, thin_block
+from .blocks import gradient_block, is_thin, product_block, row_width, thin_block
 from .kernels import Key, addresses, records
 from .kernels.machine import CHUNK, GRAIN, MAX_COLS, ROWS, ROWWISE, Lanes, lanes
 from .launching import KernelBackend, StagedProgram, new_record
@@ -21,7 +21,6 @@ from .team import MOST_THREADS, TEAM, Team, address_of, aligned, thread_count
 Array = np.ndarray[Any, Any]
 
 _SMALL = 1 << 19  # multiplications of a product up to which it goes by rows, rather than that threads wait for each other
-_FEW = 8  # examples up to which a gradient never leaves the registers
 _AHEAD = 4  # blocks below each other from which on B is packed ahead of a product
 _COPIED = 1 << 13  # bytes of a batch that are copied sooner than addresses are exchanged
 _INPUTS = {"A", "X", "source"}  # the fields of records that may have the address of a batch
@@ -38,6 +37,11 @@ def _cut_by_rows(product: Array, V: Lanes) -> int:
     product["row_block"] = product["item_rows"] = ROWS
     product["col_block"] = row_width(M, N, V)
     return -(-M // ROWS)
+
+
+def _note_reads(product: Array, name: str, job: Array) -> None:
+    for field, its in zip(("reads_row", "reads1", "reads2", "reads3"), _READS[name], strict=False):
+        product[field] = job[its]
 
 
 @dataclass
@@ -258,8 +262,7 @@ class CPUBackend(KernelBackend):
             self._add_chunks(program, kernel, finish, product, items, job, alive)
             return
         program.finish(product, finish, job)
-        for field, its in zip(("reads_row", "reads1", "reads2", "reads3"), _READS[name], strict=False):
-            product[field] = job[its]
+        _note_reads(product, name, job)
         if recorded and chunks > 1 and down >= _AHEAD:
             panels = self.empty((across * chunks, CHUNK * cols), dtype)
             product["panels"], alive = address_of(panels), (*alive, panels)
@@ -297,16 +300,13 @@ class CPUBackend(KernelBackend):
         program.add(("add_chunks", dtype), whole, blocks, (sums, job, alive), rows=ROWS if by_rows else 0)
 
     def _launch_gradient(self, dtype: str, rule: str, product: Array, job: Array, sums: Array, *alive: Any) -> None:
-        with self.together():
-            if product["K"] <= _FEW:
-                self._launch_few(dtype, rule, product, job, *alive)
-            else:
-                self._launch_product("dense_gradient", dtype, rule, product, job, *alive)
-            self._launch("column_sum", dtype, (rule,), sums, int(sums["columns"]), *alive)
-
-    def _launch_few(self, dtype: str, rule: str, product: Array, job: Array, *alive: Any) -> None:
-        """dW of so few examples that W takes longer to come than dW to compute."""
         M, N, K = (int(product[size]) for size in "MNK")
-        rows, cols = product["item_rows"], product["col_block"] = few_block(M, N, K, lanes(dtype), self._wanted)
-        product["finish_job"] = address_of(job)
-        self._launch("few_examples", dtype, (rule,), product, -(-M // rows) * -(-N // cols), job, *alive)
+        with self.together():
+            if K > CHUNK:
+                self._launch_product("dense_gradient", dtype, rule, product, job, *alive)
+            else:  # it never leaves the registers
+                name, rows, cols = gradient_block(M, N, K, lanes(dtype), self._wanted)
+                product["item_rows"], product["col_block"], product["finish_job"] = rows, cols, address_of(job)
+                _note_reads(product, "dense_gradient", job)
+                self._launch(name, dtype, (rule,), product, -(-M // rows) * -(-N // cols), job, *alive)
+            self._launch("column_sum", dtype, (rule,), sums, int(sums["columns"]), *alive)

@@ -21,6 +21,7 @@ _MAKERS = {
     "hidden_delta": ("hidden_delta", "finish"),
     "dense_gradient": ("dense_gradient", "finish"),
     "few_examples": ("dense_gradient", "few_examples"),
+    "one_chunk": ("dense_gradient", "one_chunk"),
     "column_sum": ("dense_gradient", "column_sum"),
     "update": ("update", "update"),
     "output_delta": ("output_delta", "output_delta"),

@@ -1,21 +1,26 @@
 """The product of both passes:  dW = X^T dZ,  db = sum_n dZ,  dC/dw = a * delta summed over the examples.
 
-product.py makes blocks of X^T dZ (X read down its columns); what becomes of them is a rule of update.py, so that a step of
-gradient descent never writes the gradient.  The sum over n of db is in chunks of CHUNK, like every sum: in a chunk ascending
+What becomes of dW is a rule of update.py, so that a step of gradient descent never writes the gradient: of a block that
+product.py makes (X read down its columns); or, where the examples are no more than one chunk, of sums that are still in
+registers.  The sum over n of db is in chunks of CHUNK, like every sum: in a chunk ascending
 adds from the first term, then the chunk sums in ascending order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from .machine import CHUNK, GRAIN, Lanes
-from .product import part_of
+from .machine import CHUNK, FIRST_CACHE, GRAIN, Lanes
+from .panels import pack
+from .product import bring, part_of
 from .records import COLUMN_SUM, PRODUCT, UPDATE, offset
 from .team import record
-from .tile import tile_fma, tile_vector, tile_zeros
+from .tile import tile_at, tile_fma, tile_zeros
 from .update import rule
-from .vector import fma, load, load_splat, load_up_to, splat
+from .vector import copy_bytes, fma, inlined, load, load_splat, load_up_to, splat
+
+LONG = 48  # examples from which on a tile takes longer than what it will read
 
 
 def finish(V: Lanes, name: str) -> Callable[..., None]:
@@ -48,10 +53,8 @@ def few_examples(V: Lanes, name: str) -> Callable[..., None]:
                 for _ in range(examples):
                     g = tile_fma(g, 1, x, 0, X_row, dz, dZ_row)
                     x, dz = x + X_row, dz + dZ_row
-                apply(begun, at + c * size, tile_vector(g, 0), lanes)
-                apply(begun, at + (c + lanes) * size, tile_vector(g, 1), lanes)
-                apply(begun, at + (c + 2 * lanes) * size, tile_vector(g, 2), lanes)
-                apply(begun, at + (c + 3 * lanes) * size, tile_vector(g, 3), lanes)
+                for v in range(4):
+                    apply(begun, at + (c + v * lanes) * size, tile_at(g, v), lanes)
             for c in range(whole, cols, lanes):
                 count, sums = min(lanes, cols - c), splat(V, 0.0)
                 for n in range(examples):
@@ -60,6 +63,59 @@ def few_examples(V: Lanes, name: str) -> Callable[..., None]:
                 apply(begun, at + c * size, sums, count)
 
     return few_examples
+
+
+def one_chunk(V: Lanes, name: str) -> Callable[..., None]:
+    """The kernel of dW for as many examples as one chunk has at most: product.py's tile, whose sums are used up in registers.
+    Its job is the same."""
+    (begin, apply), lanes, size, ROWS, WIDTH = rule(V, name), V.lanes, V.itemsize, V.rows, V.width
+    vectors, fill, bring_tile = V.vectors, pack(V), bring(V)
+    COLUMNS, UNROLL, AT_ONCE, panel_row = V.columns_start, 4, FIRST_CACHE // 2, V.width * V.itemsize
+
+    @inlined
+    def sums(X: int, X_row: int, dZ: int, examples: int) -> Any:
+        """A tile of X^T dZ, for dZ in a panel."""
+        acc = tile_zeros(V, ROWS, vectors)
+        for _ in range(examples // UNROLL):
+            acc = tile_fma(acc, UNROLL, X, size, X_row, dZ, panel_row)
+            X, dZ = X + UNROLL * X_row, dZ + UNROLL * panel_row
+        for _ in range(examples % UNROLL):
+            acc = tile_fma(acc, 1, X, size, X_row, dZ, panel_row)
+            X, dZ = X + X_row, dZ + panel_row
+        return acc
+
+    def one_chunk(job: int, scratch: int, step: int, item: int) -> None:
+        p = record(PRODUCT, job)
+        begun, W_row, examples = begin(p.finish_job), record(UPDATE, p.finish_job).row, p.K
+        reads = (p.reads1, p.reads2, p.reads3), W_row
+        start, rows, first, cols = part_of(job, item)
+        panels, X, X_row = scratch, scratch + COLUMNS, (rows + ROWS - 1) // ROWS * ROWS * size
+        for n in range(examples):
+            copy_bytes(X + n * X_row, p.A + n * p.A_k + start * size, rows * size)
+        # some panels of dZ at a time, which stay in the first cache while W is gone through, in rows as long as that allows
+        span = max(WIDTH, AT_ONCE // (examples * size) // WIDTH * WIDTH)
+        for left in range(first, first + cols, span):
+            right = min(left + span, first + cols)
+            for c in range(left, right, WIDTH):
+                panel = panels + (c - left) * examples * size
+                fill(p.B + c * size, p.B_row, examples, min(WIDTH, right - c), panel, panel_row)
+            for r in range(0, rows, ROWS):
+                for c in range(left, right, WIDTH):
+                    W = (start + r) * W_row + c * size
+                    if examples >= LONG:
+                        bring_tile(reads, W)
+                    dW = sums(X + r * size, X_row, panels + (c - left) * examples * size, examples)
+                    if rows - r >= ROWS and right - c >= WIDTH:
+                        for i in range(ROWS):
+                            for v in range(vectors):
+                                apply(begun, W + i * W_row + v * lanes * size, tile_at(dW, i * vectors + v), lanes)
+                    else:  # an edge: more has been summed than there is
+                        for i in range(min(ROWS, rows - r)):
+                            for v in range((min(WIDTH, right - c) + lanes - 1) // lanes):
+                                count = min(lanes, right - c - v * lanes)
+                                apply(begun, W + i * W_row + v * lanes * size, tile_at(dW, i * vectors + v), count)
+
+    return one_chunk
 
 
 def column_sum(V: Lanes, name: str) -> Callable[..., None]:

@@ -23,6 +23,7 @@ TALL_BLOCK, WIDE_BLOCK = BLOCKS = (256, 128), (132, 256)  # rows and columns, at
 THIN_VECTORS, THIN_PART, THIN_COLS = 4, 64, 1024
 MAX_ROWS, MAX_COLS = (max(sizes) for sizes in zip(*BLOCKS, strict=True))
 MAX_BLOCK = max(rows * cols for rows, cols in BLOCKS)
+FIRST_CACHE = 1 << 15  # bytes, of any processor of today
 
 
 @cache

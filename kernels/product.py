@@ -55,11 +55,11 @@ def _tile_product(V: Lanes, rows: int, vectors: int, packing: bool = False) -> A
     return tile_product
 
 
-def _bring(V: Lanes) -> Any:
+def bring(V: Lanes) -> Any:
     rows, neighbours = V.rows, V.vectors
 
     @njit
-    def bring(reads: Reads, offset: int) -> None:
+    def bring_tile(reads: Reads, offset: int) -> None:
         """Ask for what finish will read at the place of a tile."""
         matrices, row = reads
         for matrix in matrices:
@@ -67,14 +67,14 @@ def _bring(V: Lanes) -> Any:
                 for r in range(rows):
                     prefetch(V, neighbours, matrix + offset + r * row)
 
-    return bring
+    return bring_tile
 
 
 def _rows_product(V: Lanes, vectors: int) -> Any:
     tallest = V.rows
     tall, four, two, one = (_tile_product(V, rows, vectors) for rows in (tallest, 4, 2, 1))
     pair = 8 if tallest == 6 else 0  # 4 + 4 rows are done sooner than 6 + 2: few sums wait for each other
-    bring, size, width, neighbours = _bring(V), V.itemsize, V.width, V.vectors
+    bring_tile, size, width, neighbours = bring(V), V.itemsize, V.width, V.vectors
 
     @njit
     def rows_product(
@@ -92,7 +92,7 @@ def _rows_product(V: Lanes, vectors: int) -> Any:
                         prefetch(V, neighbours, start + i * row + c * size)
             later_A = (later_A[0] + share * later_A[1], later_A[1], later_A[2])
             later_B = (later_B[0] + share * later_B[1], later_B[1], later_B[2])
-            bring(reads, offset)
+            bring_tile(reads, offset)
             offset += tallest * reads[1]
             tall(A, A_row, A_k, B, B_k, K, C, C_row, first, 0)
             A, C, rows = A + tallest * A_row, C + tallest * C_row, rows - tallest
@@ -126,7 +126,7 @@ def product(V: Lanes) -> Callable[..., None]:
     TILE_ROWS, WIDTH, lanes, size = V.rows, V.width, V.lanes, V.itemsize
     wide, narrow = (_rows_product(V, vectors) for vectors in (V.vectors, 1))
     packing = _tile_product(V, V.rows, V.vectors, True)
-    bring, fill, fill_transposed, panels_of = _bring(V), pack(V), pack_transposed(V), panels_of_blocks(V)
+    bring_tile, fill, fill_transposed, panels_of = bring(V), pack(V), pack_transposed(V), panels_of_blocks(V)
     BLOCK, SQUARE, COLUMNS = V.block_start, V.square_start, V.columns_start
 
     @inlined
@@ -161,7 +161,7 @@ def product(V: Lanes) -> Callable[..., None]:
                 elif rows <= ROWS:  # too few rows are not worth a copy
                     B, B_k = source, p.B_row
                 else:
-                    bring(reads, offset)
+                    bring_tile(reads, offset)
                     offset += TILE_ROWS * p.reads_row
                     packing(A, p.A_row, A_k, source, p.B_row, K, C, C_row, first, panel)
                     tile_A, C, left = A + TILE_ROWS * p.A_row, C + TILE_ROWS * C_row, rows - TILE_ROWS

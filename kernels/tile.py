@@ -6,6 +6,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic, register_model
 
 from .vector import RegisterModel, Vector, emit_fma, emit_load, emit_opaque, emit_pointer, emit_splat, emit_store
@@ -90,14 +91,19 @@ def tile_fma(typingctx: Any, tile: Any, steps: Any, a: Any, a_row: Any, a_k: Any
     return tile(tile, steps, *(types.intp,) * 5), emit
 
 
-@intrinsic(prefer_literal=True)
-def tile_vector(typingctx: Any, tile: Any, index: Any) -> Any:
-    """One vector of a tile of one row."""
+@intrinsic
+def tile_at(typingctx: Any, tile: Any, index: Any) -> Any:
+    """One vector of a tile; they are numbered row by row.  In a loop that is unrolled it does not leave the registers."""
 
     def emit(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.extract_value(args[0], index.literal_value)
+        values = _unpack(builder, args[0], tile)
+        place = cgutils.alloca_once(builder, ir.ArrayType(tile.vector.llvm, len(values)))
+        zero = ir.Constant(ir.IntType(64), 0)
+        for i, value in enumerate(values):
+            builder.store(value, builder.gep(place, [zero, ir.Constant(ir.IntType(64), i)]))
+        return builder.load(builder.gep(place, [zero, args[1]]))
 
-    return tile.vector(tile, index), emit
+    return tile.vector(tile, types.intp), emit
 
 
 @intrinsic

@@ -61,6 +61,7 @@ def test_a_block_of_a_product_fits_into_its_threads_memory(
     assert 1 <= block_rows <= MAX_ROWS
     assert 1 <= block_cols <= MAX_COLS
     assert block_cols % V.lanes == 0  # the vectors of a row are whole
+    assert block_rows % rows == 0  # and so are the tiles of a column
     assert block_rows * block_cols <= MAX_BLOCK
 
 

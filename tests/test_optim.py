@@ -11,6 +11,7 @@ import pytest
 
 import bpgpu
 from bpgpu import MLP, SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
+from bpgpu.training import AHEAD
 
 Array = np.ndarray[Any, Any]
 LAYERS = [6, 9, 5, 3]
@@ -135,13 +136,45 @@ def test_steps_are_the_papers(name: str, backend: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_fit_is_its_steps_to_the_bit(name: str) -> None:
+    """More steps than train_step computes the numbers of at once, with batches of two sizes."""
     fitted, stepped, (X, y) = network(dtype="float32"), network(dtype="float32"), data()
     first, second = CASES[name][0](), CASES[name][0]()
-    fitted.fit(X, y, epochs=3, batch_size=11, optimizer=first, shuffle=False)
-    for _ in range(3):
+    fitted.fit(X, y, epochs=14, batch_size=11, optimizer=first, shuffle=False)
+    for _ in range(14):
         for s in range(0, 45, 11):
             stepped.train_step(X[s : s + 11], y[s : s + 11], second)
+    assert stepped.trainer(second).steps_taken == 70 > AHEAD
     assert np.array_equal(fitted.theta, stepped.theta)
+
+
+def test_attributes_may_change_between_steps() -> None:
+    """Also where the numbers of coming steps have been computed."""
+    (X, y), nets, changes = data(), [network(), network()], [0.1, 0.1, 0.2, 0.2, 0.05]
+    ahead, anew = Adam(0.1), [Adam(rate) for rate in changes]
+    for rate, other in zip(changes, anew, strict=True):
+        ahead.learning_rate = rate
+        nets[0].train_step(X, y, ahead)
+        trainer, before = nets[1].trainer(other), nets[1].trainer(anew[max(0, anew.index(other) - 1)])
+        trainer.adopt(other)
+        trainer.steps_taken = before.steps_taken
+        for name, state in before.states.items():
+            trainer.states[name][:] = state
+        nets[1].train_step(X, y, other)
+        assert np.array_equal(nets[0].theta, nets[1].theta)
+
+
+def test_a_function_is_asked_step_by_step() -> None:
+    """It may go by what has happened meanwhile."""
+    asked: list[int] = []
+
+    def rate(t: int) -> float:
+        asked.append(t)
+        return 0.1
+
+    net, (X, y), optimizer = network(), data(), Adam(rate)
+    for t in range(3):
+        net.train_step(X, y, optimizer)
+        assert asked == list(range(t + 1))
 
 
 def test_attributes_may_change_between_epochs() -> None:
