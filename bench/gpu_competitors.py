@@ -27,18 +27,12 @@ def many(network: Network) -> int:
     return max(1, min(32, 10**12 // network.flops))
 
 
-def bpgpu_run(network: Network, precision: str, device: str, fp32: str = "exact", grid: bool = False) -> Run:
+def bpgpu_run(network: Network, precision: str, device: str, fp32: str = "exact", launches: str = "") -> Run:
     """The recorded step as net.fit replays it, each batch gathered on the device; fp32: how that precision is come by."""
     import bpgpu
-    from bpgpu.cuda import CUDABackend
     from bpgpu.epochs import Epochs
-    from bpgpu.grid import GridBackend
 
-    backend = bpgpu.get_backend(device)
-    if grid:
-        if not isinstance(backend, CUDABackend):
-            raise RuntimeError("only GPUs have grids")
-        backend = GridBackend(backend.device)
+    backend = bpgpu.get_backend(device) if not launches else launched(launches, device)
     net = bpgpu.MLP(
         network.layers, activation=network.activation, backend=backend, precision=fp32 if precision == "fp32" else precision
     )
@@ -57,6 +51,18 @@ def bpgpu_run(network: Network, precision: str, device: str, fp32: str = "exact"
         read(epochs.losses)
 
     return Run(lambda: run(steps), lambda: [read(W) for W in net.weights], steps, lambda: run(1))
+
+
+def launched(how: str, device: str) -> Any:
+    """A backend whose steps are launched in another way."""
+    from bpgpu.cuda import CUDABackend
+    from bpgpu.early import EarlyDevice
+    from bpgpu.gpu import CuPyDevice
+    from bpgpu.grid import GridBackend
+
+    if device != "cuda":
+        raise RuntimeError(f"{how} is for GPUs")
+    return GridBackend(CuPyDevice()) if how == "grid" else CUDABackend(EarlyDevice())
 
 
 def torch_run(network: Network, precision: str, device: str, how: str = "torch") -> Run:
@@ -124,7 +130,8 @@ def floor_run(network: Network, precision: str, device: str) -> Run:
 COMPETITORS: dict[str, tuple[str, Callable[[Network, str, str], Run]]] = {
     "floor": ("torch", floor_run),
     "bpgpu": ("bpgpu", bpgpu_run),
-    "bpgpu.grid": ("bpgpu", lambda *job: bpgpu_run(*job, grid=True)),
+    "bpgpu.grid": ("bpgpu", lambda *job: bpgpu_run(*job, launches="grid")),
+    "bpgpu.early": ("bpgpu", lambda *job: bpgpu_run(*job, launches="early")),
     "bpgpu.tc": ("bpgpu", lambda *job: bpgpu_run(*job, fp32="fp32-tc")),
     "torch": ("torch", torch_run),
     "torch.compile": ("torch", lambda *job: torch_run(*job, how="torch.compile")),

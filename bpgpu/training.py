@@ -126,7 +126,7 @@ class Trainer:
         self.states: dict[str, Array] = {}  # each like theta
         self.steps_taken = 0
         self.written: dict[str, Any] = {}  # what the numbers in `hyper` were made of: the optimizer's attributes
-        self._ahead: tuple[int, np.ndarray[Any, Any]] = 0, np.empty(0)  # numbers that vary, from a step on
+        self._first, self._numbers = 0, np.empty(0)  # the numbers of some steps, from one on
         self._steps: dict[tuple[Any, ...], tuple[Step, Program]] = {}
         self._lock = threading.Lock()
 
@@ -196,17 +196,18 @@ class Trainer:
 
     def prepare(self, optimizer: Optimizer, examples: float) -> None:
         """Bring the numbers of the coming step, on a batch of so many examples, to the device."""
-        present, varies, (first, numbers) = vars(optimizer).copy(), optimizer.varies, self._ahead
+        present = vars(optimizer).copy()
         if optimizer.average_penalties:
             present["examples"] = examples
-        if present != self.written or (varies and not first <= self.steps_taken < first + len(numbers)):
+        done = self.steps_taken - self._first
+        if present != self.written or (optimizer.varies and not 0 <= done < len(self._numbers)):
             # a function is asked step by step: it may go by what has happened
-            steps = AHEAD if varies and not callable(optimizer.learning_rate) else 1
-            numbers = self.adopt(optimizer, [examples] * steps)
-            self._ahead, self.written = (first := self.steps_taken, numbers), present
-            self.net.backend.write(self.hyper, numbers[0])
-        elif varies:
-            self.net.backend.write(self.hyper, numbers[self.steps_taken - first])
+            steps = AHEAD if optimizer.varies and not callable(optimizer.learning_rate) else 1
+            numbers, done = self.adopt(optimizer, [examples] * steps), 0
+            self._first, self._numbers, self.written = self.steps_taken, numbers, present
+        elif not optimizer.varies:
+            return
+        self.net.backend.write(self.hyper, self._numbers[done])
 
     def aim(self, first: int) -> None:
         """Let the masks of dropout be those of steps first, first + 1, ..."""

@@ -63,6 +63,11 @@ FUNCTION real with_sign(real x, real sign) { return copysign(x, sign); }
 FUNCTION real infinity() { return __longlong_as_double(0x7ff0000000000000LL); }
 FUNCTION real not_a_number() { return __longlong_as_double(0x7ff8000000000000LL); }
 """
+_WAIT = """
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900  // where launches overlap (bpgpu/early.py); otherwise these do nothing
+    asm volatile("griddepcontrol.launch_dependents;");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif"""
 
 
 class Kernel(NamedTuple):
@@ -87,7 +92,7 @@ def source(kernel: Kernel) -> str:
     parameters = ", ".join(f"{record} p{i}" for i, record in enumerate(RECORDS[kernel.name]))
     arguments = ", ".join(f"p{i}" for i in range(len(RECORDS[kernel.name])))
     return f"""{_prelude(kernel.dtype)}{_namespace(0, kernel, set())}
-extern "C" __global__ void __launch_bounds__({kernel.threads}, 1) {kernel.entry}({parameters}) {{
+extern "C" __global__ void __launch_bounds__({kernel.threads}, 1) {kernel.entry}({parameters}) {{{_WAIT}
     __shared__ alignas(16) k0::Its shared;
     k0::run({arguments}, Block{{(int)blockIdx.x, (int)blockIdx.y, (int)gridDim.x, (int)gridDim.y, (int)threadIdx.x, &shared}});
 }}
