@@ -109,13 +109,13 @@ def test_every_kernel_waits_before_it_touches_memory(kernel: cuda_source.Kernel)
     assert "griddepcontrol" not in gpu.machine_code(cuda_source.source(kernel), "compute_80").decode()
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(gpu.why_not() is not None, reason="launches overlap on a real GPU alone")
-def test_the_bits_are_the_same() -> None:
+@pytest.mark.parametrize("exact_cuda", [pytest.param("gpu", marks=pytest.mark.gpu)], indirect=True)
+def test_the_bits_are_the_same(exact_cuda: CUDABackend) -> None:
+    """On a real GPU alone: the emulated one does not launch through the driver."""
     rng = np.random.default_rng(0)
     X, y = rng.standard_normal((400, 300)), rng.integers(0, 5, 400)
     thetas = []
-    for backend in (CPUBackend(), CUDABackend(EarlyDevice())):
+    for backend in (CPUBackend(), CUDABackend(EarlyDevice(exact_cuda.device.index))):
         net = bpgpu.MLP([300, 700, 33, 5], backend=backend, seed=5)
         net.fit(X, y, epochs=8, batch_size=32, optimizer=bpgpu.Adam(0.001))
         net.train_step(X[:7], y[:7], bpgpu.SGD(0.1))
