@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .mlp import MLP
 
 HostArray = np.ndarray[Any, Any]
-BLOCK = 1024  # examples that go through a network at a time, where it does not matter; results do not depend on it
+BLOCK = 2048  # examples that go through a network at a time, where it does not matter; results do not depend on it
 
 
 class ExampleNorms(NamedTuple):

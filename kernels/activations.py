@@ -7,6 +7,7 @@ that was saved: a where f' is a function of a, z where it is not.  At a kink the
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, TypeAlias
 
 from .constants import LEAK, SCALED_TANH, SELU_ALPHA, SELU_SCALE, TANH_SCALE
@@ -161,6 +162,7 @@ def softplus(V: Lanes) -> Pair:
     return f, gain
 
 
+@cache
 def activation(V: Lanes, name: str) -> Pair:
     """(f, gain) of the activation called `name`, for vectors of one dtype."""
     f, gain = globals()[name](V)

@@ -6,6 +6,7 @@ Cross-entropy, whose outputs hang together through the softmax, is in output_del
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, TypeAlias
 
 from .functions import functions
@@ -65,6 +66,7 @@ def huber(V: Lanes) -> Pair:  # quadratic up to |a - y| = 1, linear beyond: Hube
     return loss, slope
 
 
+@cache
 def elementwise(V: Lanes, name: str) -> Pair:
     """(loss, slope) of the loss called `name`, for vectors of one dtype."""
     loss, slope = globals()[name](V)

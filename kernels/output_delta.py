@@ -11,6 +11,7 @@ over o are in chunks of CHUNK, ascending.  `scale` is 1/N, 1, or the example's w
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from .activations import activation
@@ -23,6 +24,7 @@ from .team import record
 from .vector import load_label, load_splat, load_up_to, njit, select, store_first, store_up_to
 
 
+@cache
 def _sum(V: Lanes) -> Any:
     size = V.itemsize
 
@@ -40,6 +42,7 @@ def _sum(V: Lanes) -> Any:
     return ordered_sum
 
 
+@cache
 def _exponentials(V: Lanes) -> Any:
     exp, ordered_sum, lanes, size = functions(V).exp, _sum(V), V.lanes, V.itemsize
 

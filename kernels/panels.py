@@ -6,6 +6,7 @@ A panel is a chunk of B, some vectors wide: row after row of it, the columns tha
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from .machine import CHUNK, Lanes
@@ -14,6 +15,7 @@ from .team import record
 from .vector import load_first, load_up_to, njit, splat, store, transpose
 
 
+@cache
 def pack(V: Lanes) -> Any:
     lanes, size = V.lanes, V.itemsize
 
@@ -28,6 +30,7 @@ def pack(V: Lanes) -> Any:
     return fill
 
 
+@cache
 def pack_transposed(V: Lanes) -> Any:
     lanes, size = V.lanes, V.itemsize
 
@@ -49,6 +52,7 @@ def pack_transposed(V: Lanes) -> Any:
     return fill_transposed
 
 
+@cache
 def panels_of_blocks(V: Lanes) -> Any:
     size = V.itemsize
 

@@ -14,6 +14,7 @@ sums added in ascending order.  Rows, columns, blocks and threads are independen
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from .machine import CHUNK, ROWS, Lanes
@@ -55,6 +56,7 @@ def _tile_product(V: Lanes, rows: int, vectors: int, packing: bool = False) -> A
     return tile_product
 
 
+@cache
 def bring(V: Lanes) -> Any:
     rows, neighbours = V.rows, V.vectors
 

@@ -20,6 +20,7 @@ Every a b + c, c + a b and c - a b above is one fma, the inner one first.  sign(
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from .machine import GRAIN, Lanes
@@ -31,6 +32,7 @@ from .vector import fma, load_number, load_splat, load_up_to, njit, select, sqrt
 BLOCK = GRAIN["update"]
 
 
+@cache
 def rule(V: Lanes, name: str) -> Any:
     """begin(update record's address) gives what is the same for all; apply(that, offset in bytes, g, how many lanes count)."""
     if name in ("store", "add"):

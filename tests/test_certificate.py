@@ -97,7 +97,15 @@ def test_a_wrong_kernel_is_caught(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(CPUBackend, "_launch_product", swapped(CPUBackend._launch_product, operation, options))
+    right = CPUBackend._launch_gradient
+
+    def wrong_rule(self: CPUBackend, dtype: str, rule: str, *arguments: Any) -> None:
+        right(self, dtype, options.get(rule, rule), *arguments)
+
+    if operation == "dense_gradient":
+        monkeypatch.setattr(CPUBackend, "_launch_gradient", wrong_rule)
+    else:
+        monkeypatch.setattr(CPUBackend, "_launch_product", swapped(CPUBackend._launch_product, operation, options))
     assert main(["check"]) == 1
     out = capsys.readouterr().out
     assert set(out.splitlines()[-1].removeprefix("FAILED: ").split(", ")) == caught

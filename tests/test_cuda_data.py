@@ -16,10 +16,9 @@ import numpy as np
 import pytest
 
 import bpgpu
-from bpgpu import cuda, epochs, health
+from bpgpu import cuda, design, epochs, health, mlp, per_example
 from bpgpu.cpu import CPUBackend
 from bpgpu.cuda import CUDABackend
-from bpgpu.per_example import BLOCK
 from bpgpu.training import Step
 from tests.emulator import available
 from tests.emulator.gpu import GPU, Block, GPUArray
@@ -124,10 +123,17 @@ def test_other_dtypes_and_layouts_on_the_gpu(gpu: GPU) -> None:
         assert here.outputs(given).tobytes() == there.outputs(device).get().tobytes()
 
 
-def test_another_gpu_than_the_current_one(gpu: GPU) -> None:
+def in_blocks_of(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many rows go through a network at a time, where it does not matter."""
+    for module in (design, mlp, per_example):
+        monkeypatch.setattr(module, "BLOCK", rows)
+
+
+def test_another_gpu_than_the_current_one(gpu: GPU, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is called, everything is computed on the network's GPU, with arrays of the host or of that GPU."""
+    in_blocks_of(512, monkeypatch)
     gpu.index = 1
-    X, y = examples(2 * BLOCK + 3)
+    X, y = examples(2 * 512 + 3)
     weight = np.random.default_rng(1).random(len(X))
     here, there = (bpgpu.MLP([6, 5, 3], backend=b, seed=1) for b in (CPU, CUDABackend(gpu)))
     for given in (lambda array: array, lambda array: on(gpu, array)):
@@ -409,10 +415,11 @@ def test_data_that_fit_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not fills
 
 
-@pytest.mark.parametrize("validation", [50, BLOCK + 100])
+@pytest.mark.parametrize("validation", [50, 1124])
 def test_what_comes_after_an_epoch_is_reckoned_with(validation: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the limit: there is no room from the start, or the data come slab by slab, or they stay; and there is room for
     the validation, the look and the best weights then."""
+    in_blocks_of(1024, monkeypatch)
     monkeypatch.setattr(epochs, "SLAB_BYTES", 1 << 13)
     monkeypatch.setattr(health, "EXAMPLES", 16)  # a look takes hardly more than the weights
     X, y = examples(1200, 64)
@@ -485,7 +492,8 @@ def test_a_network_that_does_not_fit() -> None:
         net.fit(np.zeros((10, 300)), np.zeros(10), optimizer=bpgpu.SGD(0.1))
 
 
-def test_evaluation_and_prediction_need_room_for_a_block_alone() -> None:
+def test_evaluation_and_prediction_need_room_for_a_block_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_blocks_of(1024, monkeypatch)
     X, y = examples(20_000, 64)
     here, there = (bpgpu.MLP([64, 32, 3], backend=b, seed=5) for b in (CPU, CUDABackend(GPU(limit=1_000_000))))
     assert here.evaluate(X, y) == there.evaluate(X, y)
