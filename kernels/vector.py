@@ -28,7 +28,7 @@ from numba.extending import intrinsic, lower_builtin, models, register_model, ty
 
 from .machine import Lanes
 
-# a function called by kernels, without what Numba adds for callers from Python; what several kernels call is made once a process
+# a function called by kernels, without what Numba adds for callers from Python (what several kernels call is made once)
 njit = numba.njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
 # one that is called in one place: each njit function is optimised on its own, and again in all that call it
 inlined = numba.njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True, inline="always")
