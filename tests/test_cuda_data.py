@@ -434,7 +434,7 @@ def test_what_comes_after_an_epoch_is_reckoned_with(validation: int, monkeypatch
 
     expected, refused = run(CPU), 0
     stays.clear()
-    for limit in range(1_000_000, 6_000_000, 50_000):
+    for limit in range(1_000_000, 6_000_000, 100_000):
         try:
             assert run(CUDABackend(GPU(limit=limit))) == expected, limit
         except MemoryError as error:
