@@ -111,6 +111,11 @@ def test_a_wrong_kernel_is_caught(
     assert set(out.splitlines()[-1].removeprefix("FAILED: ").split(", ")) == caught
     for name in caught:
         assert re.search(rf"^{name} +FAIL", out, re.M)
+
+
+def test_json_says_it_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = swapped(CPUBackend._launch_product, "hidden_delta", {"tanh": "sigmoid"})
+    monkeypatch.setattr(CPUBackend, "_launch_product", wrong)
     assert main(["check", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["passed"] is False
 

@@ -112,8 +112,9 @@ def test_no_kernel_is_forgotten() -> None:
 @with_cupy
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_kernels_compile_and_fit(architecture: str) -> None:
-    turn = [k.entry for k, its_own in zip(jobs("float32"), cycle(ARCHITECTURES), strict=False) if its_own == architecture]
-    assert len(turn) > 15
+    """Every other kernel on one of the architectures; -m exhaustive has all of them on all."""
+    turn = [k.entry for k, its_own in zip(jobs("float32")[::2], cycle(ARCHITECTURES), strict=False) if its_own == architecture]
+    assert len(turn) > 7
     for label in turn:
         check(label, *EVERY[label], architecture)
 
