@@ -28,11 +28,14 @@ def many(network: Network) -> int:
 
 
 def bpgpu_run(network: Network, precision: str, device: str, fp32: str = "exact", launches: str = "") -> Run:
-    """The recorded step as net.fit replays it, each batch gathered on the device; fp32: how that precision is come by."""
+    """The recorded step as net.fit replays it, each batch gathered on the device; fp32: how that precision is come by;
+    launches: how a step's kernels are launched, if not as a graph of ordinary ones."""
     import bpgpu
     from bpgpu.epochs import Epochs
 
-    backend = bpgpu.get_backend(device) if not launches else launched(launches, device)
+    backend = bpgpu.get_backend(device)
+    if launches:
+        backend = launching(backend, launches)
     net = bpgpu.MLP(
         network.layers, activation=network.activation, backend=backend, precision=fp32 if precision == "fp32" else precision
     )
@@ -53,16 +56,15 @@ def bpgpu_run(network: Network, precision: str, device: str, fp32: str = "exact"
     return Run(lambda: run(steps), lambda: [read(W) for W in net.weights], steps, lambda: run(1))
 
 
-def launched(how: str, device: str) -> Any:
-    """A backend whose steps are launched in another way."""
+def launching(backend: Any, launches: str) -> Any:
+    """The backend on the same GPU that launches in another way."""
     from bpgpu.cuda import CUDABackend
     from bpgpu.early import EarlyDevice
-    from bpgpu.gpu import CuPyDevice
     from bpgpu.grid import GridBackend
 
-    if device != "cuda":
-        raise RuntimeError(f"{how} is for GPUs")
-    return GridBackend(CuPyDevice()) if how == "grid" else CUDABackend(EarlyDevice())
+    if not isinstance(backend, CUDABackend):
+        raise RuntimeError("only GPUs launch")
+    return GridBackend(backend.device) if launches == "grid" else CUDABackend(EarlyDevice(backend.device.index))
 
 
 def torch_run(network: Network, precision: str, device: str, how: str = "torch") -> Run:
